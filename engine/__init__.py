@@ -1,0 +1,72 @@
+"""The engine of the LLM pretraining lab: a plain Python library that trains small GPTs and keeps what it measured.
+
+    from engine import TrainConfig, train
+
+    run = train(TrainConfig(config="nano", corpus="verdict", epochs=3))
+    print(run.metrics.tail(), run.samples.text.iloc[-1])
+
+Importing it is cheap: torch is loaded when something is trained or generated.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.config import ModelConfig, TrainConfig
+    from engine.errors import LabError
+    from engine.generate import generate
+    from engine.run import Run, delete_run, list_runs, load_run
+    from engine.start import branch_run, resume_run
+    from engine.train import train
+
+_PUBLIC = {
+    "LabError": "engine.errors",
+    "ModelConfig": "engine.config",
+    "Run": "engine.run",
+    "TrainConfig": "engine.config",
+    "branch_run": "engine.start",
+    "delete_run": "engine.run",
+    "generate": "engine.generate",
+    "list_runs": "engine.run",
+    "load_run": "engine.run",
+    "resume_run": "engine.start",
+    "train": "engine.train",
+}
+__all__ = [
+    "LabError",
+    "ModelConfig",
+    "Run",
+    "TrainConfig",
+    "branch_run",
+    "delete_run",
+    "generate",
+    "list_runs",
+    "load_run",
+    "resume_run",
+    "train",
+]
+
+
+class _Engine(ModuleType):
+    """Keeps `engine.train` and `engine.generate` functions, though modules have these names too.
+
+    Python binds a submodule to its package's attribute of the same name when it is first imported; for public names
+    that is not wanted here. The modules stay importable: `from engine.train import …`, `python -m engine.train`.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Engine
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'engine' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

@@ -1,0 +1,242 @@
+"""`python -m engine.train`: train, resume or branch a run from a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from engine.cli.common import DONE, FAILED, USAGE, add_setting_flags, duration, given_settings, run_command
+from engine.config import from_dict
+from engine.control import Control
+from engine.errors import ConfigError, LabError, Problem
+from engine.run import ActiveRun, Event, Run
+from engine.start import branch_run, new_run, resume_run
+
+EXAMPLES = """examples:
+  python -m engine.train --config nano --corpus verdict --epochs 3
+  python -m engine.train --resume 20261122-153012-nano-verdict-7f3a
+  python -m engine.train --branch 20261122-153012-nano-verdict-7f3a@400 --learning-rate 0.0005 --epochs 6
+
+Ctrl-C stops after the step at hand and saves; pressed again, it stops at once.
+exit codes: 0 completed or stopped, 1 failed, 2 wrong settings or usage"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.train",
+        description="Train a small GPT from scratch.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--resume", metavar="RUN", help="continue a run exactly where its newest checkpoint is")
+    parser.add_argument(
+        "--branch", metavar="RUN[@STEP]", help="start a new run from a checkpoint, with changed settings"
+    )
+    parser.add_argument("--name", default="", help="a name for the run, for people")
+    parser.add_argument("--notes", default="", help="notes, for people")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line instead of a progress bar")
+    add_setting_flags(parser)
+    options = parser.parse_args(arguments)
+    return run_command(lambda: _main(options))
+
+
+def _main(options: argparse.Namespace) -> int:
+    run = _open(options)
+    control = Control()
+    report = _JsonReport(run) if options.json else _TextReport(run)
+    report.begin()
+    with _signals(control, report), _following(run.reader, report):
+        outcome = _train(run, control)
+    report.end(outcome)
+    return FAILED if outcome else DONE
+
+
+def _open(options: argparse.Namespace) -> ActiveRun:
+    """The run that the command line asks for."""
+    settings = given_settings(options)
+    if options.resume and options.branch:
+        raise ConfigError([Problem("--resume", "it cannot be combined with --branch.")])
+    if options.resume:
+        if settings:
+            names = ", ".join("--" + name.replace("_", "-") for name in settings)
+            message = (
+                f"a run is resumed with its own settings, so {names} cannot be given. Use --branch to change them."
+            )
+            raise ConfigError([Problem("--resume", message)])
+        return resume_run(options.resume)
+    if options.branch:
+        run_id, _, step = options.branch.partition("@")
+        if step and not step.isdecimal():
+            raise ConfigError([Problem("--branch", f"{step!r} is not a step; write RUN@STEP, such as {run_id}@400.")])
+        return branch_run(run_id, int(step) if step else None, settings, name=options.name)
+    return new_run(from_dict(settings), name=options.name, notes=options.notes)
+
+
+def _train(run: ActiveRun, control: Control) -> LabError | None:
+    from engine.train import train
+
+    try:
+        train(run.config, run, control)
+    except LabError as error:
+        return error
+    return None
+
+
+@contextmanager
+def _signals(control: Control, report: _Report) -> Iterator[None]:
+    """The first SIGINT or SIGTERM asks the run to stop and save; a second SIGINT ends it at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if control.stopping and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        control.apply("stop")
+        report.stopping()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _following(run: Run, report: _Report) -> Iterator[None]:
+    """Tell the report what the run's folder says, twice a second, from a thread of its own."""
+    done = threading.Event()
+
+    def follow() -> None:
+        signature: Any = None
+        while not done.wait(0.5):
+            if run.signature != signature:
+                signature = run.signature
+                report.update()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        report.update()
+
+
+class _Report:
+    """Shows a run on the terminal; everything it shows is read from the run's folder."""
+
+    def __init__(self, run: ActiveRun) -> None:
+        self.run = run.reader
+        self.config = run.config
+        self.total_steps = run.plan.total_steps
+        self.first_step = run.start_from.step if run.start_from else 0
+        self.plan = run.plan
+        self._events = len(self.run.events)
+
+    def begin(self) -> None: ...
+    def update(self) -> None: ...
+    def stopping(self) -> None: ...
+    def end(self, error: LabError | None) -> None: ...
+
+    def new_events(self) -> list[Event]:
+        """What was added to the run's log since the last call."""
+        events = self.run.events
+        fresh, self._events = events[self._events :], len(events)
+        return fresh
+
+
+class _TextReport(_Report):
+    def begin(self) -> None:
+        from tqdm import tqdm
+
+        config = self.config
+        print(f"Run {self.run.id}")
+        print(
+            f"{config.config}, context {config.context_length:,}, on {config.corpus} "
+            f"({self.plan.train_tokens:,} tokens for training, {self.plan.val_tokens:,} for validation)"
+        )
+        print(
+            f"{self.total_steps:,} steps of {config.sequences_per_step} × {config.context_length:,} = "
+            f"{config.tokens_per_step:,} tokens; {config.optimizer}, learning rate {config.learning_rate:g}, "
+            f"{config.precision} on {config.device}",
+            flush=True,
+        )
+        self.bar = tqdm(
+            total=self.total_steps,
+            initial=self.first_step,
+            unit="step",
+            dynamic_ncols=True,
+            bar_format="{n_fmt}/{total_fmt} |{bar}| {postfix} {elapsed} elapsed, {remaining} left",
+            disable=None if sys.stderr.isatty() else False,
+            mininterval=0.3 if sys.stderr.isatty() else 10,
+        )
+
+    def update(self) -> None:
+        metrics = self.run.metrics
+        if len(metrics):
+            last = metrics.iloc[-1]
+            measured = metrics["val_loss"].dropna()
+            validation = f", val {measured.iloc[-1]:.3f}" if len(measured) else ""
+            self.bar.set_postfix_str(
+                f"loss {last.train_loss:.3f}{validation}, {last.tokens_per_s:,.0f} tokens/s,", refresh=False
+            )
+            self.bar.update(int(last.step) - self.bar.n)
+        for event in self.new_events():
+            if event.kind in ("warning", "saved", "paused", "unpaused"):
+                self.bar.write(event.message, file=sys.stderr)
+
+    def stopping(self) -> None:
+        self.bar.write("Stopping after this step, and saving … (Ctrl-C again stops at once)", file=sys.stderr)
+
+    def end(self, error: LabError | None) -> None:
+        self.bar.close()
+        run, metrics = self.run, self.run.metrics
+        if error:
+            print(f"Failed: {error}", file=sys.stderr)
+        if len(metrics):
+            last, measured = metrics.iloc[-1], metrics["val_loss"].dropna()
+            words = f"Training loss {last.train_loss:.3f}"
+            words += f", validation loss {measured.iloc[-1]:.3f}" if len(measured) else ""
+            print(f"{words} after {last.step:,.0f} steps and {duration(last.elapsed_s)} of training.")
+        if run.state in ("stopped", "failed", "interrupted") and any(not c.problem for c in run.checkpoints):
+            print(f"To resume: python -m engine.train --resume {run.id}")
+        elif run.state == "completed":
+            print(f'To hear it talk: python -m engine.generate {run.id} --prompt "{self.config.sample_prompt}"')
+
+
+class _JsonReport(_Report):
+    def __init__(self, run: ActiveRun) -> None:
+        super().__init__(run)
+        self._step = self.first_step
+
+    def _print(self, kind: str, **values: Any) -> None:
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        print(json.dumps({"kind": kind, **clean}), flush=True)
+
+    def begin(self) -> None:
+        self._print("run", id=self.run.id, total_steps=self.total_steps, config=self.run.info["config"])
+
+    def update(self) -> None:
+        metrics = self.run.metrics
+        for row in metrics[metrics["step"] > self._step].drop(columns="time").to_dict("records"):
+            self._print("step", **row)
+            self._step = row["step"]
+        for event in self.new_events():
+            self._print("event", event=event.kind, step=event.step, message=event.message)
+
+    def end(self, error: LabError | None) -> None:
+        progress = self.run.info.get("progress", {})
+        self._print("end", id=self.run.id, state=self.run.state, error=str(error) if error else "", **progress)
+
+
+__all__ = ["USAGE", "main"]

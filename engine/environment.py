@@ -1,0 +1,135 @@
+"""This machine, in facts: device, memory, threads, versions. Torch is loaded only where its answer is needed."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import psutil
+
+from engine.errors import ConfigError, Problem
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What training can use here.
+
+    Attributes:
+        device: `cuda` when a GPU can be used, else `cpu`.
+        device_name: of the GPU, or of the processor.
+        device_memory_gib: of the GPU, or of the computer.
+        gpus: names of all GPUs.
+        memory_gib: of the computer; in a container, what it may use.
+        threads: cores that this process may use.
+        precision: what `auto` stands for.
+    """
+
+    device: str
+    device_name: str
+    device_memory_gib: float
+    gpus: tuple[str, ...]
+    memory_gib: float
+    threads: int
+    precision: str
+
+
+def this_machine() -> Machine:
+    """Look at this machine. Loads torch."""
+    import torch
+
+    gpus = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    memory = memory_limit() / GIB
+    if gpus:
+        gpu_memory = torch.cuda.get_device_properties(0).total_memory / GIB
+        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return Machine("cuda", gpus[0], gpu_memory, gpus, memory, default_threads(), precision)
+    return Machine("cpu", processor_name(), memory, gpus, memory, default_threads(), "fp32")
+
+
+def memory_limit() -> int:
+    """Bytes of memory this process may use: the computer's, or less where a control group says so."""
+    total = int(psutil.virtual_memory().total)
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(path, encoding="ascii") as file:
+                total = min(total, int(file.read()))
+        except (OSError, ValueError):
+            continue
+    return total
+
+
+def default_threads() -> int:
+    """Cores this process may run on; hardware threads that share a core don't help matrix products."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    physical = psutil.cpu_count(logical=False) or usable
+    return max(1, min(usable, physical))
+
+
+def processor_name() -> str:
+    """The processor's name as the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def resolve_device(device: str, precision: str) -> tuple[str, str]:
+    """What `auto` stands for, checked against what this machine can do.
+
+    Returns:
+        device (`cpu` or `cuda:N`) and precision (`fp32`, `bf16` or `fp16`).
+
+    Raises:
+        ConfigError: there is no such device, or it cannot compute in that precision.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        device = "cuda" if count else "cpu"
+    if device == "cpu":
+        if precision == "fp16":
+            raise ConfigError([Problem("precision", _FP16_ON_CPU)])
+        return "cpu", "fp32" if precision == "auto" else precision
+    index = int(device.partition(":")[2] or 0)
+    if index >= count:
+        there = f"this machine has {count}" if count else "PyTorch finds no CUDA GPU here"
+        raise ConfigError([Problem("device", f"{device} does not exist: {there}. Use auto or cpu.")])
+    has_bf16 = torch.cuda.get_device_capability(index) >= (8, 0)
+    if precision == "bf16" and not has_bf16:
+        name = torch.cuda.get_device_name(index)
+        raise ConfigError([Problem("precision", f"{name} has no bf16 arithmetic. Use fp16 or fp32.")])
+    if precision == "auto":
+        precision = "bf16" if has_bf16 else "fp32"
+    return f"cuda:{index}", precision
+
+
+_FP16_ON_CPU = (
+    "fp16 trains on a CUDA GPU only: on a CPU it is many times slower than fp32 and gains nothing. Use fp32 or bf16."
+)
+
+
+def versions() -> dict[str, Any]:
+    """Versions and hardware, for `run.json`."""
+    packages: dict[str, str | None] = {}
+    for name in ("torch", "numpy", "pandas", "pyarrow", "tiktoken", "bitsandbytes", "streamlit"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "machine": asdict(this_machine()),
+        "host": platform.node(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": packages,
+    }

@@ -1,0 +1,135 @@
+"""Writing so that a reader, or a crash, sees the old file or the new one and nothing between."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write(temporary)` for a file beside `path`, then fsync it and move it into place.
+
+    Args:
+        path: the file that will exist, whole, afterwards.
+        write: fills the temporary file that it is given.
+
+    Raises:
+        OSError: when the disk is full or the folder cannot be written; `path` is then as it was.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp makes files that only their owner may read
+        temporary.replace(path)
+        fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as JSON, atomically. NaN and infinities are refused: they are not JSON."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(path, lambda temporary: _write_text(temporary, text))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in `path`, or None when there is none, or it is torn or foreign."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder in one visible step: it is first renamed to a hidden name, then emptied."""
+    grave = folder.with_name(f".trash-{folder.name}-{time.time_ns()}")
+    folder.rename(grave)
+    shutil.rmtree(grave, ignore_errors=True)
+
+
+class FolderLock:
+    """An advisory lock (flock) that ends with the process that holds it, however it ends.
+
+    The file stays; only the lock on it matters. What the holder writes into it tells others who it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle: int | None = None
+
+    def acquire(self, note: str = "", patience_s: float = 1.0) -> bool:
+        """Take the lock; False when another holder keeps it for longer than `patience_s` seconds.
+
+        A little patience is needed because `is_held` takes a shared lock for an instant.
+        """
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= deadline:
+                    os.close(handle)
+                    return False
+                time.sleep(0.02)
+        try:
+            os.ftruncate(handle, 0)
+            os.write(handle, note.encode())
+        except OSError:
+            os.close(handle)
+            raise
+        self._handle = handle
+        return True
+
+    def release(self) -> None:
+        """Give the lock back; harmless when it is not held."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def note(self) -> str:
+        """What the last holder wrote about itself."""
+        try:
+            return self.path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+
+    def is_held(self) -> bool:
+        """Whether some process, this one included, holds the lock now."""
+        try:
+            handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except OSError:
+            return True
+        finally:
+            os.close(handle)

@@ -1,0 +1,138 @@
+"""Text from a model: one token after the other, each drawn from what the model predicts.
+
+Draws from a generator of its own, so that sampling during training changes nothing in the training.
+
+As a command: `python -m engine.generate RUN --prompt "Once upon a time"`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from engine import tokenizer
+from engine.errors import CheckpointError, ConfigError, Problem
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.model import GPT
+
+
+def generate(
+    run_id: str,
+    prompt: str,
+    *,
+    step: int | None = None,
+    length: int = 200,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    seed: int = 0,
+) -> str:
+    """Continue a prompt with a run's model.
+
+    Args:
+        run_id: of the run.
+        prompt: the beginning; an empty one starts a new text.
+        step: of the checkpoint; None takes the newest.
+        length: tokens to generate.
+        temperature: below 1 prefers likely tokens; 0 always takes the likeliest.
+        top_k: draw from this many likeliest tokens; 0 draws from all.
+        seed: the same seed gives the same text.
+
+    Returns:
+        The continuation, without the prompt.
+
+    Raises:
+        RunError, CheckpointError: there is no such run or usable checkpoint.
+        ConfigError: a number is out of range.
+    """
+    check_sampling(length, temperature, top_k)
+    model = load_model(run_id, step)
+    return "".join(stream_text(model, prompt, length, temperature=temperature, top_k=top_k, seed=seed))
+
+
+def check_sampling(length: int, temperature: float, top_k: int) -> None:
+    """Raise a ConfigError that names every number that is out of range."""
+    problems = []
+    if not 0 <= length <= 100_000:
+        problems.append(Problem("length", f"{length} is out of range; it must be from 0 to 100000."))
+    if not 0 <= temperature <= 5:
+        problems.append(Problem("temperature", f"{temperature:g} is out of range; it must be from 0 to 5."))
+    if top_k < 0:
+        problems.append(Problem("top_k", f"{top_k} is out of range; it must not be negative."))
+    if problems:
+        raise ConfigError(problems)
+
+
+def load_model(run_id: str, step: int | None = None) -> GPT:
+    """A run's model, on the CPU, ready for generation.
+
+    Raises:
+        RunError, CheckpointError: there is no such run or usable checkpoint.
+    """
+    from engine.checkpoint import load
+    from engine.model import GPT
+    from engine.run import load_run
+    from engine.start import checkpoint_of
+    from engine.step import load_weights
+
+    config = load_run(run_id).config
+    checkpoint = checkpoint_of(run_id, step)
+    model = GPT(config.model, attention_impl=config.attention_impl)
+    try:
+        load_weights(model, load(checkpoint, weights_only=True).model)
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"Checkpoint {checkpoint.path.name} of run {run_id} does not fit its model.") from error
+    return model.eval()
+
+
+def stream_text(model: GPT, prompt: str, length: int, *, temperature: float, top_k: int, seed: int) -> Iterator[str]:
+    """The continuation in pieces, as they come; characters of several tokens arrive whole."""
+    ids = tokenizer.encode(prompt) or [tokenizer.END_OF_TEXT]
+    pending: list[int] = []
+    for token in stream_tokens(model, ids, length, temperature=temperature, top_k=top_k, seed=seed):
+        pending.append(token)
+        piece = tokenizer.decode(pending)
+        if not piece.endswith("\ufffd") or len(pending) > 4:
+            yield piece
+            pending = []
+    if pending:
+        yield tokenizer.decode(pending)
+
+
+def stream_tokens(
+    model: GPT, ids: list[int], length: int, *, temperature: float, top_k: int, seed: int
+) -> Iterator[int]:
+    """Up to `length` token ids that continue `ids`; the model sees as many of the last ones as its context holds."""
+    import torch
+
+    device = model.token_embedding.weight.device
+    generator = torch.Generator().manual_seed(seed)
+    context = model.config.context_length
+    ids = list(ids)
+    for _ in range(length):
+        window = torch.tensor([ids[-context:]], device=device)  # (1, T)
+        with torch.no_grad():
+            logits = model.head(model.hidden(window)[0, -1]).float().cpu()  # (V,)
+        ids.append(_draw(logits, temperature, top_k, generator))
+        yield ids[-1]
+
+
+def _draw(logits: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
+    import torch
+
+    if temperature == 0:
+        return int(logits.argmax())
+    logits = logits / temperature
+    if 0 < top_k < len(logits):
+        logits[logits < logits.topk(top_k).values[-1]] = -torch.inf
+    return int(torch.multinomial(logits.softmax(dim=0), 1, generator=generator))
+
+
+if __name__ == "__main__":
+    import sys
+
+    from engine.cli.generate import main
+
+    sys.exit(main())

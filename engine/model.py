@@ -1,0 +1,159 @@
+"""GPT-2's architecture, small enough to read in one sitting.
+
+Knows nothing about text, data, optimizers or runs. Shapes are in the margin: B sequences, T positions, D width,
+H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from engine.config import ModelConfig
+from engine.loss import linear_cross_entropy
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention, written out (`manual`) or by PyTorch's fused kernel (`sdpa`)."""
+
+    def __init__(self, config: ModelConfig, dropout: float, implementation: str) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.dropout = dropout
+        self.implementation = implementation
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.projection = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, time, width = x.shape
+        q, k, v = (
+            part.view(batch, time, self.heads, width // self.heads).transpose(1, 2)  # (B, H, T, D/H)
+            for part in self.qkv(x).split(width, dim=2)
+        )
+        drop = self.dropout if self.training else 0.0
+        if self.implementation == "sdpa":
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=drop, is_causal=True)
+        else:
+            scores = (q @ k.transpose(-2, -1)) / math.sqrt(q.size(-1))  # (B, H, T, T)
+            future = torch.ones(time, time, dtype=torch.bool, device=x.device).triu(1)
+            weights = F.softmax(scores.masked_fill(future, float("-inf")), dim=-1)
+            y = F.dropout(weights, drop).to(v.dtype) @ v
+        y = y.transpose(1, 2).reshape(batch, time, width)  # (B, T, D)
+        return F.dropout(self.projection(y), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """Attention, then a two-layer perceptron, each added to the residual stream after a norm."""
+
+    def __init__(self, config: ModelConfig, dropout: float, implementation: str) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.norm1 = nn.LayerNorm(config.width)
+        self.attention = Attention(config, dropout, implementation)
+        self.norm2 = nn.LayerNorm(config.width)
+        self.expand = nn.Linear(config.width, 4 * config.width)
+        self.contract = nn.Linear(4 * config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        hidden = F.gelu(self.expand(self.norm2(x)), approximate="tanh")  # (B, T, 4D)
+        return x + F.dropout(self.contract(hidden), self.dropout, self.training)
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer with learned positions, pre-norm blocks and GELU, as GPT-2 is.
+
+    Args:
+        config: the architecture.
+        dropout: share of activations dropped in training.
+        attention_impl: `sdpa` or `manual`; both give the same result.
+        gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dropout: float = 0.0,
+        attention_impl: str = "sdpa",
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.dropout = dropout
+        self.gradient_checkpointing = gradient_checkpointing
+        self.token_embedding = nn.Embedding(config.vocabulary_size, config.width)
+        self.position_embedding = nn.Embedding(config.context_length, config.width)
+        self.blocks = nn.ModuleList(Block(config, dropout, attention_impl) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, config.vocabulary_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.token_embedding.weight
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> None:
+        """Draw the initial weights from a generator of their own, so that nothing else decides them.
+
+        Matrices get a standard deviation of 0.02, those that write to the residual stream 0.02/√(2·layers) (GPT-2's
+        scheme). Embeddings get 0.25/√width: the first logits then have a variance of 1/16 whatever the width, and the
+        loss starts at ln(vocabulary) + 1/32. GPT-2's own 0.02 would start a 1024-wide model 2% too high.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in self.named_parameters():
+            if name.endswith("bias"):
+                weight.zero_()
+            elif "norm" in name:
+                weight.fill_(1.0)
+            else:
+                weight.normal_(0.0, self._initial_std(name), generator=generator)
+
+    def _initial_std(self, name: str) -> float:
+        if "embedding" in name or name.startswith("head"):
+            return 0.25 / math.sqrt(self.config.width)
+        if name.endswith(("projection.weight", "contract.weight")):
+            return 0.02 / math.sqrt(2 * self.config.layers)
+        return 0.02
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """The final hidden states.
+
+        Args:
+            tokens: ids, (B, T) with T at most the context length.
+
+        Returns:
+            (B, T, D), after the last norm.
+        """
+        positions = torch.arange(tokens.size(1), device=tokens.device)
+        x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, D)
+        x = F.dropout(x, self.dropout, self.training)
+        for block in self.blocks:
+            if self.gradient_checkpointing and self.training:
+                x = cast(Tensor, checkpoint(block, x, use_reentrant=False))
+            else:
+                x = block(x)
+        return cast(Tensor, self.norm(x))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits for the token after each position: ids (B, T) -> (B, T, V)."""
+        return cast(Tensor, self.head(self.hidden(tokens)))
+
+    def loss(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+        """Cross-entropy in nats, averaged (or with `reduction="sum"` added up) over all B·T targets.
+
+        Args:
+            tokens: ids, (B, T).
+            targets: the id after each of them, (B, T).
+        """
+        hidden = self.hidden(tokens).flatten(0, 1)  # (B·T, D)
+        targets = targets.flatten()
+        if hidden.device.type == "cpu":
+            with torch.autocast("cpu", enabled=False):
+                total = linear_cross_entropy(hidden.float(), self.head.weight, targets)
+        else:
+            total = F.cross_entropy(self.head(hidden).float(), targets, reduction="sum")
+        return total / len(targets) if reduction == "mean" else total

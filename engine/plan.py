@@ -1,0 +1,128 @@
+"""What a run will do, worked out before it starts: how long it is, and every setting that said "choose for me".
+
+No torch here; the form, the estimates and the training all ask here, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from engine.config import TrainConfig, flag
+from engine.data import count_windows
+from engine.errors import ConfigError, Problem
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run in numbers.
+
+    Attributes:
+        config: the settings with every automatic value filled in.
+        total_steps: optimizer steps.
+        windows: training windows per epoch.
+        train_tokens, val_tokens: sizes of the two parts of the text.
+    """
+
+    config: TrainConfig
+    total_steps: int
+    windows: int
+    train_tokens: int
+    val_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the whole run trains on."""
+        return self.total_steps * self.config.tokens_per_step
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Optimizer steps per pass over the windows; a fraction, as a step may span two epochs."""
+        return self.windows / self.config.sequences_per_step
+
+
+def make_plan(
+    config: TrainConfig, train_tokens: int, val_tokens: int, *, device: str = "cpu", precision: str = "fp32"
+) -> Plan:
+    """Fill in the automatic settings and count the steps.
+
+    Args:
+        config: checked settings.
+        train_tokens, val_tokens: sizes of the training and the validation part.
+        device, precision: what `auto` stands for on this machine.
+
+    Raises:
+        ConfigError: the text is too small for the context length or the batch.
+    """
+    context = config.model.context_length
+    windows = count_windows(train_tokens, context)
+    batch = config.sequences_per_step
+    if windows == 0:
+        raise ConfigError([Problem("context_length", _too_long(context, train_tokens))])
+    if batch > windows:
+        raise ConfigError([Problem("batch_size", _too_large(config, windows, train_tokens))])
+    total_steps = max(1, math.ceil(round(config.epochs * windows / batch, 6)))
+    if config.max_steps:
+        total_steps = min(total_steps, config.max_steps)
+    resolved = dataclasses.replace(
+        config,
+        context_length=context,
+        device=device if config.device == "auto" else config.device,
+        precision=precision if config.precision == "auto" else config.precision,
+        learning_rate=config.learning_rate or automatic_learning_rate(config, total_steps),
+        warmup_steps=automatic_warmup(total_steps) if config.warmup_steps < 0 else config.warmup_steps,
+        eval_every=config.eval_every or _every(total_steps, parts=10, most=500),
+        eval_batches=config.eval_batches or 20,
+        sample_every=config.sample_every or _every(total_steps, parts=5, most=1000),
+        save_every=config.save_every or max(100, _every(total_steps, parts=5, most=1000)),
+    )
+    return Plan(resolved, total_steps, windows, train_tokens, val_tokens)
+
+
+def _too_long(context: int, tokens: int) -> str:
+    return (
+        f"a context of {context:,} tokens does not fit into the training text of {tokens:,} tokens. "
+        f"Choose a context below {tokens:,} ({flag('context_length')}), or a larger corpus."
+    )
+
+
+def _too_large(config: TrainConfig, windows: int, tokens: int) -> str:
+    return (
+        f"one step takes {config.batch_size} × {config.grad_accum_steps} = {config.sequences_per_step:,} windows, but "
+        f"the training text of {tokens:,} tokens holds only {windows:,}. Lower {flag('batch_size')} or "
+        f"{flag('grad_accum_steps')}, shorten the context, or choose a larger corpus."
+    )
+
+
+def _every(total_steps: int, *, parts: int, most: int) -> int:
+    return min(most, math.ceil(total_steps / parts))
+
+
+def automatic_learning_rate(config: TrainConfig, total_steps: int) -> float:
+    """The preset's rate, or three times that for a run of under 50 steps, which ends before it could do harm.
+
+    Found by a sweep over rates, warm-ups and run lengths on *The Verdict*: three times the rate takes a run of 14 steps
+    furthest, and makes one of 135 steps spike and stall.
+    """
+    return round(config.preset.learning_rate * (3 if total_steps < 50 else 1), 8)
+
+
+def automatic_warmup(total_steps: int) -> int:
+    """A tenth of a very short run; else three tenths, at most 200 steps (from the same sweep)."""
+    return max(1, total_steps // 10) if total_steps < 50 else min(200, total_steps * 3 // 10)
+
+
+def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
+    """The learning rate of a step: a straight line up, then a cosine down to a tenth of the peak.
+
+    Args:
+        config: resolved settings.
+        step: 0 for the first.
+        total_steps: of the run.
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return peak * (0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress))))

@@ -1,0 +1,110 @@
+"""The one background thread of this process that trains.
+
+Run state lives here and on disk, never in a browser session: any number of pages show the same run, and any of them can
+steer it. The module is a singleton; import it, don't copy it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from engine.config import TrainConfig
+from engine.control import Control
+from engine.errors import LabError, RunBusyError
+from engine.run import ActiveRun, Run, load_run
+from engine.start import branch_run, new_run, resume_run
+from engine.train import train
+
+_lock = threading.Lock()
+_thread: threading.Thread | None = None
+_control = Control()
+_run_id = ""
+
+
+def start(config: TrainConfig, *, name: str = "", notes: str = "") -> str:
+    """Start a new run in the background and return its id.
+
+    Raises:
+        ConfigError: all problems of the settings together.
+        RunBusyError: another run is being trained, here or in another process; it names the run.
+        RunError: `runs/` cannot be written.
+    """
+    return _launch(lambda: new_run(config, name=name, notes=notes))
+
+
+def resume(run_id: str) -> str:
+    """Continue a run in the background from its newest checkpoint. Raises like `engine.start.resume_run`."""
+    return _launch(lambda: resume_run(run_id))
+
+
+def branch(run_id: str, step: int | None, changes: dict[str, Any], *, name: str = "") -> str:
+    """Start a branch in the background and return its id. Raises like `engine.start.branch_run`."""
+    return _launch(lambda: branch_run(run_id, step, changes, name=name))
+
+
+def _launch(prepare: Callable[[], ActiveRun]) -> str:
+    global _thread, _control, _run_id
+    with _lock:
+        if _thread is not None and _thread.is_alive():
+            raise RunBusyError(f"Run {_run_id} is training now. Stop it first, or wait until it is done.", _run_id)
+        run = prepare()
+        _control, _run_id = Control(), run.id
+        _thread = threading.Thread(target=_train, args=(run, _control), name=f"train {run.id}", daemon=True)
+        _thread.start()
+        return run.id
+
+
+def _train(run: ActiveRun, control: Control) -> None:
+    with contextlib.suppress(LabError):  # the run's state and log say it; there is nobody else here to tell
+        train(run.config, run, control)
+
+
+def active_run() -> Run | None:
+    """The run that this process trains now, or None."""
+    return load_run(_run_id) if _thread is not None and _thread.is_alive() else None
+
+
+def request(run_id: str, what: str) -> None:
+    """`pause`, `resume`, `save` or `stop` a run, whichever process trains it.
+
+    Raises:
+        RunError: nobody is training it.
+    """
+    if _thread is not None and _thread.is_alive() and run_id == _run_id:
+        _control.apply(what)
+    else:
+        load_run(run_id).request(what)
+
+
+def wait(timeout_s: float | None = None) -> bool:
+    """Wait until nothing trains here any more; False when the time is up first."""
+    if _thread is not None:
+        _thread.join(timeout_s)
+        return not _thread.is_alive()
+    return True
+
+
+def warm_up() -> None:
+    """Load torch in the background, so that the first start does not wait for it. Returns at once."""
+    threading.Thread(target=_load, name="warm-up", daemon=True).start()
+
+
+def _load() -> None:
+    from engine import environment, step, tokenizer  # noqa: F401
+
+    environment.this_machine()
+    tokenizer.encoding()
+
+
+def _stop_at_exit() -> None:
+    """A process that ends in good order saves what it trains; daemon threads would otherwise die in mid-step."""
+    if _thread is not None and _thread.is_alive():
+        _control.apply("stop")
+        _thread.join(timeout=60)
+
+
+atexit.register(_stop_at_exit)

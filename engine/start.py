@@ -1,0 +1,219 @@
+"""From settings, a run or a checkpoint to an `ActiveRun` that is locked and ready for `engine.train.train`.
+
+Everything that can be wrong with a request is found here, before any model is built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from engine import environment
+from engine.checkpoint import Checkpoint, find_checkpoint
+from engine.config import SETTINGS, TrainConfig, check, differences, flag, from_dict, to_dict
+from engine.corpora import TokenizedCorpus, open_tokens
+from engine.data import Tokens, split
+from engine.errors import ConfigError, CorpusError, Problem, RunError
+from engine.plan import Plan, make_plan
+from engine.run import ActiveRun, load_run, new_id, new_info
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """The two parts of the text that a run uses, and what they were cut from."""
+
+    train: Tokens
+    validation: Tokens
+    corpus: TokenizedCorpus
+    val_corpus: TokenizedCorpus | None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a run remembers of it."""
+        facts = {"corpus_sha256": self.corpus.source_sha256}
+        return facts | ({"val_corpus_sha256": self.val_corpus.source_sha256} if self.val_corpus else {})
+
+
+def open_text(config: TrainConfig) -> Text:
+    """The training and the validation tokens of a config.
+
+    Raises:
+        ConfigError: a corpus does not exist or cannot be read; both are told together.
+    """
+    problems: list[Problem] = []
+    opened: dict[str, TokenizedCorpus] = {}
+    for field, name in (("corpus", config.corpus), ("val_corpus", config.val_corpus)):
+        try:
+            if name:
+                opened[field] = open_tokens(name)
+        except CorpusError as error:
+            problems.append(Problem(field, str(error)))
+    if problems:
+        raise ConfigError(problems)
+    corpus, val_corpus = opened["corpus"], opened.get("val_corpus")
+    if val_corpus is not None:
+        return Text(corpus.tokens, val_corpus.tokens, corpus, val_corpus)
+    train, validation = split(corpus.tokens, config.val_fraction)
+    return Text(train, validation, corpus, None)
+
+
+def plan_run(config: TrainConfig) -> tuple[Plan, Text]:
+    """Work out what a config would do on this machine; nothing is written but token caches.
+
+    Raises:
+        ConfigError: all problems together.
+    """
+    problems = check(config)
+    if problems:
+        raise ConfigError(problems)
+    device, precision = config.device, config.precision
+    try:
+        device, precision = environment.resolve_device(config.device, config.precision)
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        text = open_text(config)
+        resolved = dataclasses.replace(config, device=device, precision=precision)
+        resolved = dataclasses.replace(resolved, threads=config.threads or environment.default_threads())
+        plan = make_plan(resolved, len(text.train), len(text.validation))
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    prompt = plan.config.sample_prompt or text.corpus.prompt
+    return dataclasses.replace(plan, config=dataclasses.replace(plan.config, sample_prompt=prompt)), text
+
+
+def new_run(config: TrainConfig, *, name: str = "", notes: str = "") -> ActiveRun:
+    """A new run from fresh weights.
+
+    Raises:
+        ConfigError: all problems of the settings together.
+        RunBusyError: another run holds the device.
+        RunError: `runs/` cannot be written.
+    """
+    plan, text = plan_run(config)
+    run_id = new_id(plan.config)
+    info = new_info(run_id, plan, name=name, notes=notes, requested=_requested(config), **_facts(text))
+    return ActiveRun(run_id, plan, info).open()
+
+
+def _requested(config: TrainConfig) -> dict[str, Any]:
+    """The settings that differ from the defaults: what the person asked for, before automatic values."""
+    return {name: pair[1] for name, pair in differences(TrainConfig(), config).items()}
+
+
+def _facts(text: Text) -> dict[str, Any]:
+    return {"environment": environment.versions(), **text.facts}
+
+
+def resume_run(run_id: str) -> ActiveRun:
+    """Continue a run exactly where its newest whole checkpoint is.
+
+    Raises:
+        RunError: there is no such run, it is complete, or its corpus has changed.
+        CheckpointError: it has no usable checkpoint.
+        ConfigError: this machine lacks its device.
+        RunBusyError: it, or another run on the device, is being trained.
+    """
+    run = load_run(run_id)
+    info = run.info
+    config = run.config
+    checkpoint = find_checkpoint(run.folder)
+    if info.get("state") == "completed" and checkpoint.step >= run.total_steps:
+        raise RunError(
+            f"Run {run_id} is complete. To train its model further, branch it with a longer run: "
+            f"python -m engine.train --branch {run_id} {flag('epochs')} {config.epochs * 2:g}"
+        )
+    environment.resolve_device(config.device, config.precision)
+    text = open_text(config)
+    changed = [name for name, digest in text.facts.items() if info.get(name) != digest]
+    if changed:
+        raise RunError(
+            f"Run {run_id} cannot be resumed exactly: the text of {config.corpus} has changed since. "
+            "Restore it, or branch the run to train on the new text."
+        )
+    plan = Plan(config, run.total_steps, int(info["windows"]), len(text.train), len(text.validation))
+    info["progress"] = dict(checkpoint.progress)
+    info["ended"] = None
+    return ActiveRun(run_id, plan, info, checkpoint).open()
+
+
+def branch_run(
+    run_id: str, step: int | None = None, changes: dict[str, Any] | None = None, *, name: str = ""
+) -> ActiveRun:
+    """A new run that starts from another one's checkpoint, with changed settings.
+
+    It keeps the checkpoint's weights, step and, unless the optimizer changes, the optimizer's state.
+
+    Args:
+        run_id: the parent.
+        step: of the checkpoint; None takes the newest.
+        changes: setting -> new value.
+
+    Raises:
+        ConfigError: a change is impossible (architecture) or out of range, or the run would already be over.
+        CheckpointError: there is no such checkpoint.
+        RunError, RunBusyError: as for `new_run`.
+    """
+    parent = load_run(run_id)
+    checkpoint = find_checkpoint(parent.folder, step)
+    old = parent.config
+    config = from_dict(to_dict(old) | (changes or {}))
+    _refuse_architecture(old, config)
+    plan, text = plan_run(config)
+    plan, position = _continue_plan(
+        plan, checkpoint, same_text=parent.info.get("corpus_sha256") == text.corpus.source_sha256
+    )
+    new = new_id(plan.config)
+    info = new_info(
+        new,
+        plan,
+        name=name or f"{parent.info.get('name', run_id)}, branched at step {checkpoint.step}",
+        requested=_requested(config),
+        **_facts(text),
+    )
+    info["parent"] = {
+        "run": run_id,
+        "step": checkpoint.step,
+        "changes": {name: list(pair) for name, pair in differences(old, plan.config).items()},
+    }
+    info["progress"] = {key: checkpoint.progress.get(key) for key in ("step", "tokens", "elapsed_s")}
+    info["progress"] |= {"position": position, "epoch": position / plan.windows}
+    return ActiveRun(new, plan, info, checkpoint).open()
+
+
+def _continue_plan(plan: Plan, checkpoint: Checkpoint, *, same_text: bool) -> tuple[Plan, int]:
+    """Count a branch's steps from the checkpoint on; and the windows already seen, none when the text is new."""
+    config = plan.config
+    position = int(checkpoint.progress["position"]) if same_text else 0
+    remaining = round(config.epochs * plan.windows - position, 6)
+    total_steps = checkpoint.step + max(0, math.ceil(remaining / config.sequences_per_step))
+    if config.max_steps:
+        total_steps = min(total_steps, config.max_steps)
+    if total_steps <= checkpoint.step:
+        done = position / plan.windows
+        message = (
+            f"the branch would be over before it starts: its checkpoint is at step {checkpoint.step:,} and has "
+            f"{done:.4g} epochs behind it. Ask for more {flag('epochs')}"
+            + (f", and for more {flag('max_steps')}." if config.max_steps else ".")
+        )
+        raise ConfigError([Problem("epochs", message)])
+    return dataclasses.replace(plan, total_steps=total_steps), position
+
+
+def _refuse_architecture(old: TrainConfig, new: TrainConfig) -> None:
+    impossible = [name for name in differences(old, new) if SETTINGS[name].metadata["architecture"]]
+    if impossible:
+        why = "it decides the shapes of the weights, so a branch must keep it as it was ({}). Start a new run instead."
+        raise ConfigError([Problem(name, why.format(getattr(old, name))) for name in impossible])
+
+
+def checkpoint_of(run_id: str, step: int | None = None) -> Checkpoint:
+    """A run's checkpoint: the newest, or the one of a step.
+
+    Raises:
+        RunError, CheckpointError: there is no such run or checkpoint.
+    """
+    return find_checkpoint(load_run(run_id).folder, step)

@@ -1,0 +1,342 @@
+"""One optimizer step, and the state it advances.
+
+`prepare` builds the state, fresh or exactly as a checkpoint left it; `train_step` advances it. On a GPU the host runs a
+few steps ahead and reads results when they are there, so that nothing waits for the device after each step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from engine.checkpoint import Checkpoint, Contents, load
+from engine.config import TrainConfig
+from engine.data import Tokens, TrainingWindows
+from engine.environment import GIB
+from engine.errors import CheckpointError, TrainingError
+from engine.model import GPT
+from engine.optimizer import apply_update, build_optimizer, pack_state, unpack_state
+from engine.plan import Plan, learning_rate
+from engine.run import ActiveRun
+from engine.start import open_text
+
+STEPS_AHEAD = 4  # how far the host may run ahead of a GPU: enough to keep it busy, few enough to stop at once
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class InFlight:
+    """A step whose results may still be on their way: loss, gradient norm, whether all was finite, fp16's scale."""
+
+    row: dict[str, Any]
+    results: Tensor  # (4,), on the host
+    arrived: torch.cuda.Event | None
+
+
+class Stopwatch:
+    """Training time, and throughput over the last second of it."""
+
+    def __init__(self, elapsed_s: float = 0.0) -> None:
+        self.elapsed_s = elapsed_s
+        self._last = self._busy_since = time.perf_counter()
+        self._recent: deque[tuple[int, float]] = deque()
+
+    def lap(self, tokens: int) -> float:
+        """A step of so many tokens is done; returns tokens per second, evaluation and the like left out."""
+        now = time.perf_counter()
+        self._recent.append((tokens, now - self._busy_since))
+        self.elapsed_s += now - self._last
+        self._last = self._busy_since = now
+        while len(self._recent) > 1 and sum(seconds for _, seconds in self._recent) - self._recent[0][1] > 1.0:
+            self._recent.popleft()
+        return sum(n for n, _ in self._recent) / max(1e-9, sum(seconds for _, seconds in self._recent))
+
+    def other_work_done(self) -> None:
+        """What passed since the last lap was evaluation, sampling or saving: training time, but no part of a step."""
+        self._busy_since = time.perf_counter()
+
+    def skip(self) -> None:
+        """What passed since the last lap was a pause: no training time at all."""
+        self._last = self._busy_since = time.perf_counter()
+
+
+@dataclass
+class TrainState:
+    """Everything that a step reads and advances.
+
+    Attributes:
+        plan: of the run; `plan.config` is the resolved config.
+        bad: () on the device, 1 once a loss or a gradient was not finite; from then on no update is applied.
+        step: optimizer steps done.
+        position: training windows seen.
+        tokens: trained on.
+        watch: training time.
+    """
+
+    plan: Plan
+    model: GPT
+    optimizer: torch.optim.Optimizer
+    windows: TrainingWindows
+    validation: Tokens
+    scaler: torch.amp.GradScaler
+    device: torch.device
+    bad: Tensor
+    step: int = 0
+    position: int = 0
+    tokens: int = 0
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    in_flight: deque[InFlight] = field(default_factory=deque)
+
+    @property
+    def config(self) -> TrainConfig:
+        """The resolved settings."""
+        return self.plan.config
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of forward passes; weights are fp32 always."""
+        if self.config.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.config.precision])
+
+
+def prepare(run: ActiveRun) -> TrainState:
+    """Build model, optimizer and data for a run: fresh, or exactly as its checkpoint left them.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or does not fit.
+        ConfigError: a corpus or bitsandbytes is missing.
+    """
+    config = run.config
+    torch.set_num_threads(config.threads)  # of this thread: drivers differ in which one trains, results must not
+    torch.manual_seed(config.seed)  # dropout; nothing else in the process may draw from the global generator
+    device = torch.device(config.device)
+    text = open_text(config)
+    model = GPT(
+        config.model,
+        dropout=config.dropout,
+        attention_impl=config.attention_impl,
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
+    if run.start_from is None:
+        model.initialize(config.seed)
+    model.to(device)
+    optimizer = build_optimizer(
+        model, config.optimizer, learning_rate=config.learning_rate, weight_decay=config.weight_decay
+    )
+    state = TrainState(
+        plan=run.plan,
+        model=model,
+        optimizer=optimizer,
+        windows=TrainingWindows(text.train, config.model.context_length, config.seed),
+        validation=text.validation,
+        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+        device=device,
+        bad=torch.zeros((), device=device),
+    )
+    if run.start_from is not None:
+        restore(state, run.start_from, position=run.position, same_optimizer=run.keeps_optimizer)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    return state
+
+
+def train_step(state: TrainState, *, wait: bool = False) -> Iterator[dict[str, Any]]:
+    """Do one optimizer step and yield the rows of the steps whose results have arrived, oldest first.
+
+    Args:
+        wait: until this step's own row is there too.
+
+    Raises:
+        TrainingError: a loss or gradient was not finite; its row was yielded, its update was not applied.
+    """
+    _launch(state)
+    yield from finished_rows(state, leave=0 if wait or state.device.type == "cpu" else STEPS_AHEAD)
+
+
+def _launch(state: TrainState) -> None:
+    config, model, optimizer, scaler = state.config, state.model, state.optimizer, state.scaler
+    rate = learning_rate(config, state.step, state.plan.total_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    model.train()
+    loss = torch.zeros((), device=state.device)
+    for _ in range(config.grad_accum_steps):
+        tokens, targets = _next_batch(state)
+        with state.autocast():
+            part = model.loss(tokens, targets) / config.grad_accum_steps
+        scaler.scale(part).backward()
+        loss += part.detach()
+    if scaler.is_enabled():
+        scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
+    finite = torch.isfinite(loss) if scaler.is_enabled() else torch.isfinite(loss) & torch.isfinite(norm)
+    state.bad = torch.maximum(state.bad, (~finite).float())
+    _update(state)
+    optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    state.tokens += config.tokens_per_step
+    _send_results(state, rate, loss, norm)
+
+
+def _next_batch(state: TrainState) -> tuple[Tensor, Tensor]:
+    batch = torch.from_numpy(state.windows.batch(state.position, state.config.batch_size))  # (B, T + 1)
+    state.position += state.config.batch_size
+    if state.device.type == "cuda":
+        batch = batch.pin_memory().to(state.device, non_blocking=True)
+    return batch[:, :-1], batch[:, 1:]
+
+
+def _update(state: TrainState) -> None:
+    """Apply the gradients unless something was not finite.
+
+    PyTorch's fused AdamW looks at `found_inf` on the device and then leaves the weights alone, as it does for gradient
+    scaling. bitsandbytes' optimizers cannot, so for them the host has to look, and to wait on a GPU.
+    """
+    if state.scaler.is_enabled():
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    elif state.device.type == "cuda" and state.config.optimizer == "adamw":
+        state.optimizer.found_inf = state.bad  # type: ignore[attr-defined]
+        state.optimizer.step()
+    elif not state.bad.item():
+        apply_update(state.optimizer)
+
+
+def _send_results(state: TrainState, rate: float, loss: Tensor, norm: Tensor) -> None:
+    """Start copying the step's numbers to the host."""
+    scale = state.scaler._scale if state.scaler.is_enabled() else None  # its public getter would wait for the device
+    results = torch.stack([loss, norm.detach(), state.bad, torch.ones_like(loss) if scale is None else scale])
+    arrived = None
+    if state.device.type == "cuda":
+        host = torch.empty(4, pin_memory=True)
+        host.copy_(results, non_blocking=True)
+        results = host
+        arrived = torch.cuda.Event()
+        arrived.record()
+    row = {
+        "step": state.step,
+        "epoch": state.position / state.windows.per_epoch,
+        "tokens": state.tokens,
+        "learning_rate": rate,
+        "position": state.position,
+    }
+    state.in_flight.append(InFlight(row, results, arrived))
+
+
+def finished_rows(state: TrainState, leave: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the rows of steps whose results are there; wait until at most `leave` steps are under way.
+
+    Raises:
+        TrainingError: as `train_step`.
+    """
+    while state.in_flight:
+        oldest = state.in_flight[0]
+        if oldest.arrived is not None and len(state.in_flight) <= leave and not oldest.arrived.query():
+            return
+        if oldest.arrived is not None:
+            oldest.arrived.synchronize()
+        state.in_flight.popleft()
+        loss, norm, bad, scale = oldest.results.tolist()
+        row = oldest.row
+        row["tokens_per_s"] = state.watch.lap(state.config.tokens_per_step)
+        row["elapsed_s"] = state.watch.elapsed_s
+        row["train_loss"], row["grad_norm"] = loss, norm
+        row["memory_gib"] = memory_gib(state.device)
+        yield row
+        if bad:
+            raise TrainingError(_not_finite(row))
+        if scale < 2**-10:
+            raise TrainingError(_underflow(row))
+
+
+def memory_gib(device: torch.device) -> float:
+    """GPU: the most that was allocated so far. CPU: what the process holds now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GIB
+    return float(psutil.Process().memory_info().rss) / GIB
+
+
+def _not_finite(row: dict[str, Any]) -> str:
+    what = "the loss" if not math.isfinite(row["train_loss"]) else "the gradient"
+    return (
+        f"At step {row['step']:,} {what} was no finite number, so training was ended before the weights took it. "
+        "Branch from the last checkpoint with a lower learning rate, or use bf16 or fp32 in place of fp16."
+    )
+
+
+def _underflow(row: dict[str, Any]) -> str:
+    return (
+        f"At step {row['step']:,} fp16 gradients overflowed whatever their scale, so training was ended. "
+        "Use bf16 or fp32, or a lower learning rate."
+    )
+
+
+def snapshot(state: TrainState) -> Contents:
+    """Everything a checkpoint holds. Call it when no step is in flight."""
+    assert not state.in_flight
+    if state.device.type == "cuda":
+        torch.cuda.synchronize(state.device)  # paged optimizer states are read by the host without a copy that waits
+    weights = dict(state.model.state_dict())
+    if state.config.tie_embeddings:
+        del weights["head.weight"]  # the same tensor as the token embedding
+    tensors, scalars = pack_state(state.optimizer)
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if state.device.type == "cuda":
+        tensors["rng.cuda"] = torch.cuda.get_rng_state(state.device)
+    counters = {
+        "step": state.step,
+        "position": state.position,
+        "tokens": state.tokens,
+        "optimizer": scalars,
+        "scaler": state.scaler.state_dict(),
+    }
+    return Contents(weights, tensors, counters)
+
+
+def restore(state: TrainState, checkpoint: Checkpoint, *, position: int, same_optimizer: bool) -> None:
+    """Make the state what it was when the checkpoint was saved.
+
+    Args:
+        position: training windows seen; a branch on another text starts at 0.
+        same_optimizer: whether the optimizer's state is wanted; a branch with another optimizer starts afresh.
+
+    Raises:
+        CheckpointError: it is damaged, or belongs to another architecture.
+    """
+    contents = load(checkpoint)
+    try:
+        load_weights(state.model, contents.model)
+        random = {name: contents.optimizer.pop(name) for name in ("rng.cpu", "rng.cuda") if name in contents.optimizer}
+        if same_optimizer:
+            unpack_state(state.optimizer, contents.optimizer, contents.state["optimizer"])
+        if state.scaler.is_enabled() and contents.state["scaler"]:
+            state.scaler.load_state_dict(contents.state["scaler"])
+        state.step, state.tokens = int(contents.state["step"]), int(contents.state["tokens"])
+        state.watch = Stopwatch(float(checkpoint.progress["elapsed_s"]))
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        message = f"Checkpoint {checkpoint.path.name} of run {checkpoint.run_id} does not fit this model: {error}"
+        raise CheckpointError(message) from error
+    state.position = position
+    torch.set_rng_state(random["rng.cpu"])
+    if state.device.type == "cuda" and "rng.cuda" in random:
+        torch.cuda.set_rng_state(random["rng.cuda"], state.device)
+
+
+def load_weights(model: GPT, weights: dict[str, Tensor]) -> None:
+    """Copy weights into a model; a tied output layer needs none of its own.
+
+    Raises:
+        RuntimeError: names or shapes differ.
+    """
+    if model.config.tie_embeddings:
+        weights = weights | {"head.weight": weights["token_embedding.weight"]}
+    model.load_state_dict(weights)

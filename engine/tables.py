@@ -1,0 +1,184 @@
+"""Parquet tables that grow while others read them.
+
+A Parquet file has no footer, and so cannot be read, until it is closed. A growing table is therefore a compacted file
+and a folder of small immutable segments:
+
+    metrics.parquet           compacted rows
+    metrics/000017.parquet    segments, joined by the reader; the last row of a step wins
+
+Every file is written beside its target, fsynced and renamed, so a process killed at any moment leaves a readable table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.files import write_atomic
+
+FLUSH_S = 1.0  # a row is on disk at most this long after it was logged
+COMPACT_AT = 90  # segments: every minute and a half of training
+
+Signature = tuple[tuple[str, int, int], ...]
+
+
+class TableWriter:
+    """Appends rows to one table. There is one writer per table: the holder of the run's lock.
+
+    Args:
+        folder: of the run.
+        name: of the table, such as `metrics`.
+        schema: columns and types; one of them is `step`.
+    """
+
+    def __init__(self, folder: Path, name: str, schema: pa.Schema) -> None:
+        self.path = folder / f"{name}.parquet"
+        self.segments = folder / name
+        self.schema = schema
+        self.segments.mkdir(exist_ok=True)
+        existing = _segment_files(self.segments)
+        self._next = int(existing[-1].stem) + 1 if existing else 1
+        self._open_segments = len(existing)
+        self._rows: list[dict[str, Any]] = []
+        self._flushed_at = -FLUSH_S  # so that the first row is on disk, and on the chart, at once
+        self._appended_at = time.monotonic()
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Log a row, and flush if the row after it would come too late to do it."""
+        now = time.monotonic()
+        row_takes = now - self._appended_at
+        self._appended_at = now
+        self._rows.append(row)
+        if now + row_takes - self._flushed_at >= FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the pending rows as a segment; after an error they are still pending.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written.
+        """
+        self._write_pending()
+        if self._open_segments >= COMPACT_AT:
+            self.compact()
+
+    def _write_pending(self) -> None:
+        if self._rows:
+            table = pa.Table.from_pylist(self._rows, schema=self.schema)
+            _write(table, self.segments / f"{self._next:06d}.parquet")
+            self._next += 1
+            self._open_segments += 1
+            self._rows = []
+        self._flushed_at = time.monotonic()
+
+    def compact(self, last_step: int | None = None) -> None:
+        """Join everything into the one file, then delete the segments.
+
+        Args:
+            last_step: forget all rows after this step; a resume repeats them.
+        """
+        self._write_pending()
+        joined, _ = _join(self.path.parent, self.path.stem, self.schema)
+        if last_step is not None:
+            joined = joined.filter(pa.compute.field("step") <= last_step)
+        _write(joined, self.path)
+        for path in _segment_files(self.segments):
+            path.unlink(missing_ok=True)
+        self._open_segments = 0
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    write_atomic(path, lambda temporary: pq.write_table(table, temporary))
+
+
+def read_table(folder: Path, name: str, schema: pa.Schema) -> tuple[pd.DataFrame, list[str]]:
+    """All rows of a table, sorted by step, one a step, and a sentence for each file that had to be skipped.
+
+    Never raises because of what is on disk; a table that is not there is an empty one.
+    """
+    joined, problems = _join(folder, name, schema)
+    return joined.to_pandas(), problems
+
+
+def table_signature(folder: Path, name: str) -> Signature:
+    """Changes exactly when the table's files do; costs a few system calls."""
+    return tuple(
+        key for path in [folder / f"{name}.parquet", *_segment_files(folder / name)] if (key := _file_key(path))
+    )
+
+
+def _segment_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.parquet") if path.stem.isdecimal())
+
+
+def _join(folder: Path, name: str, schema: pa.Schema) -> tuple[pa.Table, list[str]]:
+    # Segments are read before the compacted file: what a compaction moves meanwhile is then seen twice, not lost.
+    newer = [_read_file(path, schema) for path in _segment_files(folder / name)]
+    oldest = _read_file(folder / f"{name}.parquet", schema)
+    tables = [table for table, _ in (oldest, *newer) if table is not None]
+    problems = [problem for _, problem in (oldest, *newer) if problem]
+    joined = pa.concat_tables(tables) if tables else schema.empty_table()
+    return _last_row_wins(joined), problems
+
+
+def _last_row_wins(table: pa.Table) -> pa.Table:
+    steps = table["step"].to_numpy()
+    if len(steps) < 2 or bool((np.diff(steps) > 0).all()):
+        return table
+    _, first_from_the_end = np.unique(steps[::-1], return_index=True)
+    return table.take(len(steps) - 1 - first_from_the_end)
+
+
+_CACHE_ENTRIES = 512
+_cache: OrderedDict[tuple[str, int, int], pa.Table] = OrderedDict()
+_cache_lock = Lock()
+
+
+def _file_key(path: Path) -> tuple[str, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return (str(path), stat.st_mtime_ns, stat.st_size)
+
+
+def _read_file(path: Path, schema: pa.Schema) -> tuple[pa.Table | None, str]:
+    """One file's rows in the columns of `schema`, from memory when it was read before; or what is wrong with it."""
+    key = _file_key(path)
+    if key is None:
+        return None, ""  # deleted by a compaction, or never written
+    with _cache_lock:
+        if key in _cache:
+            _cache.move_to_end(key)
+            return _cache[key], ""
+    try:
+        table = _conform(pq.ParquetFile(path).read(), schema)
+    except FileNotFoundError:
+        return None, ""
+    except (OSError, pa.ArrowException, KeyError, ValueError):
+        return None, f"{path.name} in {path.parent.name} is damaged or foreign and was left out."
+    with _cache_lock:
+        _cache[key] = table
+        while len(_cache) > _CACHE_ENTRIES:
+            _cache.popitem(last=False)
+    return table, ""
+
+
+def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with exactly the schema's columns; absent ones are null. Without `step` it is not ours."""
+    table.column("step")
+    columns = [
+        table.column(field.name).cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)

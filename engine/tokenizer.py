@@ -1,0 +1,57 @@
+"""GPT-2's byte pairs, from the vocabulary that ships with the lab: no network, ever.
+
+The ids are those of tiktoken's `gpt2` encoding. Any text goes in and comes back unchanged; text that happens to spell
+`<|endoftext|>` is encoded as those characters, never as the special token.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import tiktoken
+from tiktoken.load import load_tiktoken_bpe
+
+from engine.config import VOCABULARY_SIZE
+from engine.errors import LabError
+from engine.paths import ASSETS
+
+NAME = "gpt2"
+END_OF_TEXT = 50256
+
+VOCABULARY_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+
+# How text is cut before byte pairs are merged: contractions, words with their leading blank, numbers, other signs,
+# white space. Published with GPT-2 (openai/gpt-2, src/encoder.py); possessive quantifiers as in
+# tiktoken only make it faster.
+PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+
+@functools.cache
+def encoding() -> tiktoken.Encoding:
+    """The encoding; loaded once.
+
+    Raises:
+        LabError: the shipped vocabulary is missing or was changed.
+    """
+    path = ASSETS / "gpt2.tiktoken"
+    try:
+        ranks = load_tiktoken_bpe(str(path), expected_hash=VOCABULARY_SHA256)
+    except (OSError, ValueError) as error:
+        raise LabError(f"The vocabulary {path} is missing or damaged; restore it from the project.") from error
+    return tiktoken.Encoding(
+        NAME,
+        pat_str=PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens={"<|endoftext|>": END_OF_TEXT},
+        explicit_n_vocab=VOCABULARY_SIZE,
+    )
+
+
+def encode(text: str) -> list[int]:
+    """The ids of a text; special tokens are not recognised in it."""
+    return encoding().encode_ordinary(text)
+
+
+def decode(ids: list[int]) -> str:
+    """The text of ids; a character cut in two at either end becomes U+FFFD."""
+    return encoding().decode(ids)

@@ -1,0 +1,208 @@
+"""The one training loop.
+
+Three drivers call it and nothing else trains: the command line (`python -m engine.train …`), the app's session, and a
+person's own Python. What the loop writes into the run's folder is all that anyone sees of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from engine.checkpoint import prune, save
+from engine.config import TrainConfig, to_dict
+from engine.control import Control
+from engine.errors import LabError, TrainingError, storage_sentence
+from engine.run import ActiveRun, Run
+from engine.start import new_run
+
+if TYPE_CHECKING:
+    from engine.step import TrainState
+
+
+def train(config: TrainConfig, run: ActiveRun | None = None, control: Control | None = None) -> Run:
+    """Train until the run is complete, or `control` stops it.
+
+    Args:
+        config: the settings.
+        run: from `engine.start`: a new run, one to resume, or a branch; None makes a new one from `config`.
+        control: how others steer it.
+
+    Returns:
+        The run as a reader sees it: metrics, samples, checkpoints.
+
+    Raises:
+        ConfigError, RunError: it could not start; nothing was changed.
+        LabError: it failed on the way; the run's state says so too.
+    """
+    run = run or new_run(config)
+    control = control or Control()
+    try:
+        _train(run, control)
+    except BaseException as error:
+        failure = explain(error, run)
+        _record_failure(run, str(failure))
+        raise failure from error.__cause__ if failure is error else error
+    finally:
+        run.close()
+    return run.reader
+
+
+def _train(run: ActiveRun, control: Control) -> None:
+    from engine.evaluate import evaluate
+    from engine.step import prepare, train_step
+
+    state = prepare(run)
+    _begin(run, state)
+    while state.step < state.plan.total_steps:
+        _serve_requests(run, state, control)
+        if control.stopping:
+            break
+        due = _due(state.config, state.step + 1, state.plan.total_steps)
+        for row in train_step(state, wait=bool(due)):
+            run.log(row)
+        if "evaluate" in due:
+            run.flush()  # a long evaluation must not hold back what was measured before it
+            run.log(row | {"val_loss": evaluate(state)})
+        if "sample" in due:
+            _sample(run, state)
+        if "save" in due:
+            _save(run, state)
+        if due:
+            state.watch.other_work_done()
+    _end(run, state)
+
+
+def _begin(run: ActiveRun, state: TrainState) -> None:
+    from engine.optimizer import fallback_note
+
+    run.note(parameters=sum(p.numel() for p in state.model.parameters()))
+    config = state.config
+    if run.is_branch:
+        assert run.start_from
+        run.event("started", f"Branched from {run.start_from.run_id} at step {state.step:,}.")
+        if not run.keeps_optimizer:
+            run.event("warning", f"The optimizer changed to {config.optimizer}; its state starts afresh.")
+    elif run.start_from:
+        run.event("resumed", f"Resumed at step {state.step:,}.")
+    else:
+        run.event("started", f"Started on {config.device} in {config.precision}.")
+    note = fallback_note(config.optimizer, state.device.type)
+    if note:
+        run.event("warning", note)
+    run.set_state("running")
+
+
+def _due(config: TrainConfig, step: int, total_steps: int) -> set[str]:
+    """What is to be done after a step: evaluate, sample, save. The last step is saved by `_end`."""
+    every = {"evaluate": config.eval_every, "sample": config.sample_every, "save": config.save_every}
+    due = {what for what, n in every.items() if n > 0 and step % n == 0}
+    return (due | {"evaluate", "sample"}) - {"save"} if step == total_steps else due
+
+
+def _serve_requests(run: ActiveRun, state: TrainState, control: Control) -> None:
+    """Between two steps: save when asked, and wait while paused."""
+    control.apply(run.take_request())
+    if control.take_save_request():
+        _settle(run, state)
+        _save(run, state)
+        state.watch.other_work_done()
+    if not control.paused:
+        return
+    _settle(run, state)
+    run.flush()
+    run.event("paused", f"Paused after step {state.step:,}.")
+    run.set_state("paused")
+
+    def while_waiting() -> None:
+        control.apply(run.take_request())
+        if control.take_save_request():
+            _save(run, state)
+
+    control.wait_while_paused(while_waiting)
+    state.watch.skip()
+    if not control.stopping:
+        run.event("unpaused", f"Went on after step {state.step:,}.")
+        run.set_state("running")
+
+
+def _settle(run: ActiveRun, state: TrainState) -> None:
+    """Wait for the steps that are under way and log them."""
+    from engine.step import finished_rows
+
+    for row in finished_rows(state):
+        run.log(row)
+
+
+def _sample(run: ActiveRun, state: TrainState) -> None:
+    """Generate a text from the run's prompt and log it; the seed is the same at every step, for a fair comparison."""
+    from engine.generate import stream_text
+
+    config = state.config
+    if config.sample_length == 0:
+        return
+    how: dict[str, Any] = {"temperature": config.sample_temperature, "top_k": config.sample_top_k, "seed": config.seed}
+    state.model.eval()
+    with state.autocast():
+        text = "".join(stream_text(state.model, config.sample_prompt, config.sample_length, **how))
+    state.model.train()
+    run.log_sample({"step": state.step, "prompt": config.sample_prompt, "text": text, **how})
+
+
+def _save(run: ActiveRun, state: TrainState) -> None:
+    from engine.step import snapshot
+
+    run.flush()
+    run.event("saving", f"Saving a checkpoint at step {state.step:,} …")
+    checkpoint = save(run.folder, snapshot(state), run.progress, to_dict(run.config))
+    prune(run.folder, run.config.keep_checkpoints)
+    run.event("saved", f"Saved a checkpoint at step {state.step:,} ({checkpoint.bytes / 2**20:,.0f} MiB).")
+
+
+def _end(run: ActiveRun, state: TrainState) -> None:
+    _settle(run, state)
+    _save(run, state)
+    run.finish()
+    outcome = "completed" if state.step >= state.plan.total_steps else "stopped"
+    run.event(outcome, f"{outcome.capitalize()} at step {state.step:,}.")
+    run.set_state(outcome)
+
+
+def explain(error: BaseException, run: ActiveRun) -> LabError:
+    """The sentence for whatever ended a training: disk, memory, or a defect of the lab."""
+    if isinstance(error, LabError):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        return TrainingError(f"{storage_sentence(error, run.folder)} The run can be resumed from its last checkpoint.")
+    if _is_out_of_memory(error):
+        return TrainingError(
+            f"Memory ran out on {run.config.device}. Lower batch_size or context_length, choose a smaller preset, "
+            "use sdpa attention, turn on gradient_checkpointing, or use bf16."
+        )
+    if isinstance(error, KeyboardInterrupt):
+        return TrainingError("Training was cut short. The run can be resumed from its last checkpoint.")
+    return TrainingError(f"Training ended by a defect of the lab: {type(error).__name__}: {error}")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    words = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
+
+
+def _record_failure(run: ActiveRun, sentence: str) -> None:
+    """Write down as much as the disk still takes; where it takes nothing, readers will say `interrupted`."""
+    for write in (
+        run.flush,
+        lambda: run.event("failed", sentence),
+        lambda: run.set_state("failed", sentence),
+    ):
+        with contextlib.suppress(OSError):
+            write()
+
+
+if __name__ == "__main__":
+    import sys
+
+    from engine.cli.train import main
+
+    sys.exit(main())
