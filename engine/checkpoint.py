@@ -11,6 +11,7 @@ checkpoints are listed, hashes when one is loaded. Listing needs no torch.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import CheckpointError
-from engine.files import fsync_folder, read_json, remove_folder
+from engine.files import fsync_folder, read_json, remove_folder, remove_trash
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,10 +78,10 @@ class Contents:
 def list_checkpoints(run_folder: Path) -> list[Checkpoint]:
     """All checkpoints of a run by step, the damaged ones marked. Never raises because of what is on disk."""
     try:
-        folders = sorted(p for p in (run_folder / "checkpoints").iterdir() if _FOLDER.fullmatch(p.name))
+        folders = [p for p in (run_folder / "checkpoints").iterdir() if _FOLDER.fullmatch(p.name)]
     except OSError:
         return []
-    return [_describe(folder) for folder in folders]
+    return sorted((_describe(folder) for folder in folders), key=lambda checkpoint: checkpoint.step)
 
 
 def _describe(folder: Path) -> Checkpoint:
@@ -122,7 +123,7 @@ def find_checkpoint(run_folder: Path, step: int | None = None) -> Checkpoint:
     whole = [c for c in found if not c.problem]
     if step is None:
         if not whole:
-            raise CheckpointError(f"Run {run_folder.name} has no usable checkpoint.")
+            return find_sound_checkpoint(run_folder)[0]  # it says why there is none
         return whole[-1]
     for checkpoint in found:
         if checkpoint.step == step:
@@ -131,6 +132,25 @@ def find_checkpoint(run_folder: Path, step: int | None = None) -> Checkpoint:
             return checkpoint
     steps = ", ".join(str(c.step) for c in whole) or "none"
     raise CheckpointError(f"Run {run_folder.name} has no checkpoint at step {step}; it has: {steps}.")
+
+
+def find_sound_checkpoint(run_folder: Path) -> tuple[Checkpoint, list[str]]:
+    """The newest checkpoint whose hashes are right, and a sentence for each newer one that was passed over.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    passed_over: list[str] = []
+    for checkpoint in reversed(list_checkpoints(run_folder)):
+        try:
+            verify(checkpoint)
+        except CheckpointError as error:
+            passed_over.append(str(error))
+        else:
+            return checkpoint, passed_over
+    if passed_over:
+        raise CheckpointError(passed_over[0])
+    raise CheckpointError(f"Run {run_folder.name} has no checkpoint yet, so it has to be started anew.")
 
 
 def _damaged(checkpoint: Checkpoint, problem: str) -> str:
@@ -254,8 +274,8 @@ def _save_tensors(save_file: Any, tensors: dict[str, Tensor], path: Path) -> Non
         free = shutil.disk_usage(path.parent).free
         size = sum(t.numel() * t.element_size() for t in tensors.values())
         if free < size:
-            raise OSError(28, "No space left on device", str(path)) from error
-        raise OSError(5, str(error), str(path)) from error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise OSError(errno.EIO, str(error), str(path)) from error
     _fsync(path)
 
 
@@ -276,9 +296,9 @@ def _measure(path: Path) -> dict[str, Any]:
 
 def remove_leftovers(run_folder: Path) -> None:
     """Delete what a killed process left half-written or half-deleted. Only the holder of the run's lock may."""
-    for pattern in (".part-*", ".trash-*"):
-        for path in (run_folder / "checkpoints").glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
+    remove_trash(run_folder / "checkpoints")
+    for path in (run_folder / "checkpoints").glob(".part-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def prune(run_folder: Path, keep: int) -> None:

@@ -34,7 +34,7 @@ class Preset:
 # the smaller two were found by a sweep on the built-in corpora (smaller models bear larger steps).
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "nano": Preset(6, 5, 160, 256, 2e-3, "checks the whole pipeline, quick iteration"),
+        "nano": Preset(6, 5, 160, 256, 3e-3, "checks the whole pipeline, quick iteration"),
         "small": Preset(8, 8, 512, 512, 1e-3, "experiments of medium speed"),
         "medium": Preset(12, 12, 768, 1024, 6e-4, "serious learning runs (the size of GPT-2 small)"),
         "large": Preset(12, 16, 1024, 1024, 4e-4, "experiments with capacity; mind the memory"),
@@ -373,10 +373,7 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
         if name not in SETTINGS:
             problems.append(Problem(name, "there is no setting of this name."))
             continue
-        try:
-            clean[name] = _coerce(name, value)
-        except ValueError as error:
-            problems.append(Problem(name, str(error)))
+        clean[name] = _coerce(name, value)
     config = TrainConfig(**clean)
     problems += check(config)
     if problems:
@@ -386,35 +383,42 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
 
 def _coerce(name: str, value: Any) -> Any:
     kind = type(SETTINGS[name].default)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int and abs(value) < 2**53:
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if type(value) is kind:
-        return value
-    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
-    raise ValueError(f"{value!r} is not {wanted}.")
+    return value
 
 
 def check(config: TrainConfig) -> list[Problem]:
     """All problems that the settings have by themselves; what depends on a corpus or a device is found at the start."""
     problems = [p for f in SETTINGS.values() if (p := _check_field(f, getattr(config, f.name)))]
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
+    wrong = {problem.field for problem in problems}
+    if "device" not in wrong and not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", config.device):
         problems.append(Problem("device", f"{config.device!r} is not auto, cpu, cuda or cuda:N."))
-    if not problems and config.model.context_length > config.preset.context_length * 8:
+    if not wrong & {"config", "context_length"} and config.context_length > config.preset.context_length * 8:
         longest = config.preset.context_length * 8
-        problems.append(Problem("context_length", f"{config.config} takes at most {longest} tokens of context."))
+        problems.append(Problem("context_length", f"{config.config} takes at most {longest:,} tokens of context."))
     return problems
 
 
+_WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
 def _check_field(f: dataclasses.Field[Any], value: Any) -> Problem | None:
-    meta = f.metadata
+    meta, kind = f.metadata, type(f.default)
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        return Problem(f.name, f"{_short(repr(value))} is not {_WANTED[kind]}.")
     if meta["choices"] and value not in meta["choices"]:
-        return Problem(f.name, f"{value!r} is not one of {', '.join(meta['choices'])}.")
+        return Problem(f.name, f"{_short(repr(value))} is not one of {', '.join(meta['choices'])}.")
     low, high = meta["minimum"], meta["maximum"]
     if low is not None and not low <= value <= high:  # a NaN fails this comparison too
-        return Problem(f.name, f"{value:g} is out of range; it must be from {low:g} to {high:g}.")
+        return Problem(f.name, f"{_short(f'{value:,}')} is out of range; it must be from {low:,} to {high:,}.")
     return None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:40] + "…"
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

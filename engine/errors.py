@@ -64,6 +64,8 @@ def storage_sentence(error: OSError, path: Path) -> str:
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"The disk that holds {path} is full. Free some space, then try again."
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{path} cannot be written: {error.strerror}. Make the folder writable, or choose another one."
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{path} may not be used: {error.strerror}. Change its permissions, or choose another folder."
+    if error.errno == errno.EROFS:
+        return f"{path} cannot be written: {error.strerror}. Make it writable, or choose another folder."
     return f"{path} cannot be used: {error.strerror or error}."

@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,18 +32,21 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         OSError: when the disk is full or the folder cannot be written; `path` is then as it was.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp makes files that only their owner may read
         temporary.replace(path)
         fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_parts(path: Path) -> None:
+    """Delete what killed writers of `path` left beside it; its name may be a pattern. Only for its one writer."""
+    for part in path.parent.glob(f".{path.name}.*.part"):
+        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -70,6 +73,12 @@ def remove_folder(folder: Path) -> None:
     grave = folder.with_name(f".trash-{folder.name}-{time.time_ns()}")
     folder.rename(grave)
     shutil.rmtree(grave, ignore_errors=True)
+
+
+def remove_trash(parent: Path) -> None:
+    """Finish what `remove_folder` was killed in, for folders inside `parent`."""
+    for grave in parent.glob(".trash-*"):
+        shutil.rmtree(grave, ignore_errors=True)
 
 
 class FolderLock:

@@ -7,6 +7,7 @@ As a command: `python -m engine.generate RUN --prompt "Once upon a time"`.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -47,18 +48,20 @@ def generate(
         RunError, CheckpointError: there is no such run or usable checkpoint.
         ConfigError: a number is out of range.
     """
-    check_sampling(length, temperature, top_k)
+    check_sampling(length, temperature, top_k, seed)
     model = load_model(run_id, step)
     return "".join(stream_text(model, prompt, length, temperature=temperature, top_k=top_k, seed=seed))
 
 
-def check_sampling(length: int, temperature: float, top_k: int) -> None:
+def check_sampling(length: int, temperature: float, top_k: int, seed: int) -> None:
     """Raise a ConfigError that names every number that is out of range."""
     problems = []
     if not 0 <= length <= 100_000:
         problems.append(Problem("length", f"{length} is out of range; it must be from 0 to 100000."))
     if not 0 <= temperature <= 5:
         problems.append(Problem("temperature", f"{temperature:g} is out of range; it must be from 0 to 5."))
+    if not 0 <= seed < 2**63:
+        problems.append(Problem("seed", f"{seed} is out of range; it must be from 0 to 2⁶³ - 1."))
     if top_k < 0:
         problems.append(Problem("top_k", f"{top_k} is out of range; it must not be negative."))
     if problems:
@@ -90,15 +93,14 @@ def load_model(run_id: str, step: int | None = None) -> GPT:
 def stream_text(model: GPT, prompt: str, length: int, *, temperature: float, top_k: int, seed: int) -> Iterator[str]:
     """The continuation in pieces, as they come; characters of several tokens arrive whole."""
     ids = tokenizer.encode(prompt) or [tokenizer.END_OF_TEXT]
-    pending: list[int] = []
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in stream_tokens(model, ids, length, temperature=temperature, top_k=top_k, seed=seed):
-        pending.append(token)
-        piece = tokenizer.decode(pending)
-        if not piece.endswith("\ufffd") or len(pending) > 4:
+        piece = decoder.decode(tokenizer.encoding().decode_single_token_bytes(token))
+        if piece:
             yield piece
-            pending = []
-    if pending:
-        yield tokenizer.decode(pending)
+    rest = decoder.decode(b"", final=True)
+    if rest:
+        yield rest
 
 
 def stream_tokens(
@@ -124,7 +126,7 @@ def _draw(logits: torch.Tensor, temperature: float, top_k: int, generator: torch
 
     if temperature == 0:
         return int(logits.argmax())
-    logits = logits / temperature
+    logits = (logits - logits.max()) / temperature  # at most 0, so that a tiny temperature does no harm
     if 0 < top_k < len(logits):
         logits[logits < logits.topk(top_k).values[-1]] = -torch.inf
     return int(torch.multinomial(logits.softmax(dim=0), 1, generator=generator))

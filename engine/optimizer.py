@@ -37,9 +37,7 @@ def build_optimizer(model: nn.Module, name: str, *, learning_rate: float, weight
         return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)
     try:
         import bitsandbytes
-    except (
-        Exception
-    ) as error:  # it probes drivers and libraries while it is imported; whatever fails there, it can't be used
+    except Exception as error:  # while it is imported it probes drivers and libraries, any of which may fail
         message = f"{name} needs bitsandbytes, which cannot be loaded here ({error}). Use adamw."
         raise ConfigError([Problem("optimizer", message)]) from error
     kind = bitsandbytes.optim.AdamW8bit if name == "adamw_8bit" else bitsandbytes.optim.PagedAdamW8bit

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,11 +24,11 @@ import pandas as pd
 from engine.checkpoint import Checkpoint, forget_after, list_checkpoints
 from engine.config import SETTINGS, TrainConfig, from_dict, to_dict
 from engine.errors import ConfigError, RunBusyError, RunError, storage_sentence
-from engine.files import FolderLock, read_json, remove_folder, write_json
+from engine.files import FolderLock, read_json, remove_folder, remove_parts, remove_trash, write_json
 from engine.metrics import METRICS, SAMPLES
 from engine.paths import runs_dir
 from engine.plan import Plan
-from engine.tables import Signature, TableWriter, read_table, table_signature
+from engine.tables import Signature, TableWriter, file_key, read_table, table_signature
 
 SCHEMA_VERSION = 1
 ACTIVE_STATES = ("preparing", "running", "paused")
@@ -99,8 +100,9 @@ class Run:
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps that were planned."""
-        return int(self.info.get("total_steps", 0))
+        """Optimizer steps that were planned; 0 when `run.json` is damaged."""
+        total = self.info.get("total_steps")
+        return total if isinstance(total, int) else 0
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -122,12 +124,9 @@ class Run:
     @property
     def signature(self) -> tuple[Any, ...]:
         """Changes whenever there may be news in the run's state, metrics, samples or events; cheap to ask."""
-        stats = [
-            (path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else None
-            for path in (self.folder / "run.json", self.folder / "events.jsonl")
-        ]
+        files = [file_key(self.folder / name) for name in ("run.json", "events.jsonl")]
         tables: list[Signature] = [table_signature(self.folder, name) for name in ("metrics", "samples")]
-        return (self.is_locked, *stats, *tables)
+        return (self.is_locked, *files, *tables)
 
     @property
     def events(self) -> list[Event]:
@@ -178,7 +177,7 @@ def _parse_event(line: str) -> Event | None:
     try:
         value = json.loads(line)
         return Event(str(value["time"]), int(value["step"]), str(value["kind"]), str(value["message"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
@@ -280,7 +279,7 @@ class ActiveRun:
         return int(self._info["progress"]["step"])
 
     def open(self) -> ActiveRun:
-        """Take the locks, make the folder, open the tables; rows after the checkpoint to resume from are forgotten.
+        """Take the locks, make the folder, open the tables.
 
         Raises:
             RunBusyError: another run holds the device, or another process trains this run. Nothing was changed.
@@ -294,19 +293,32 @@ class ActiveRun:
             if not self._lock.acquire(note=str(os.getpid())):
                 raise RunBusyError(f"Run {self.id} is already being trained.", self.id)
             self._open_tables()
+            remove_trash(runs_dir())
             self.set_state("preparing")
         except OSError as error:
-            self.close()
+            self._give_up()
             raise RunError(storage_sentence(error, self.folder)) from error
         except BaseException:
-            self.close()
+            self._give_up()
             raise
         return self
+
+    def _give_up(self) -> None:
+        self.close()
+        if not (self.folder / "run.json").exists():  # a new run that never came to be
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _open_tables(self) -> None:
         (self.folder / "request.json").unlink(missing_ok=True)
         self._metrics = TableWriter(self.folder, "metrics", METRICS)
         self._samples = TableWriter(self.folder, "samples", SAMPLES)
+        remove_parts(self.folder / "run.json")
+
+    def rewind(self) -> None:
+        """Forget the rows and checkpoints after the checkpoint that is resumed from: they are made anew.
+
+        Only once that checkpoint was loaded: had it been damaged, they would be all that is left of their steps.
+        """
         if self.start_from and not self.is_branch:
             self._metrics.compact(last_step=self.start_from.step)
             self._samples.compact(last_step=self.start_from.step)
@@ -342,8 +354,10 @@ class ActiveRun:
     def event(self, kind: str, message: str, step: int | None = None) -> None:
         """Append to the run's log."""
         line = json.dumps(dataclasses.asdict(Event(now(), self.step if step is None else step, kind, message)))
-        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        path = self.folder / "events.jsonl"
+        torn = path.exists() and not path.read_bytes().endswith(b"\n")  # by a disk that was full
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n" * torn + line + "\n")
 
     def flush(self) -> None:
         """Put everything that was logged on disk now, for example before something that takes long."""
@@ -375,11 +389,12 @@ class ActiveRun:
 
     def take_request(self) -> str | None:
         """What another process asked for with `Run.request`, once; None when there is nothing."""
-        path = self.folder / "request.json"
+        path, taken = self.folder / "request.json", self.folder / ".request.taken"
         if not path.exists():
             return None
-        value = read_json(path) or {}
-        path.unlink(missing_ok=True)
+        path.replace(taken)  # what is asked from now on makes a new file, and is not lost
+        value = read_json(taken) or {}
+        taken.unlink(missing_ok=True)
         what = value.get("what")
         return what if what in REQUESTS else None
 
@@ -433,6 +448,6 @@ def new_info(run_id: str, plan: Plan, *, name: str = "", notes: str = "", **fact
         "train_tokens": plan.train_tokens,
         "val_tokens": plan.val_tokens,
         "parent": None,
-        "progress": {"step": 0},
+        "progress": {"step": 0, "position": 0, "epoch": 0.0, "tokens": 0, "elapsed_s": 0.0},
         **facts,
     }

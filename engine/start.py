@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from engine import environment
-from engine.checkpoint import Checkpoint, find_checkpoint
+from engine.checkpoint import Checkpoint, find_checkpoint, find_sound_checkpoint
 from engine.config import SETTINGS, TrainConfig, check, differences, flag, from_dict, to_dict
-from engine.corpora import TokenizedCorpus, open_tokens
+from engine.corpora import TokenizedCorpus, find_corpus, open_tokens
 from engine.data import Tokens, split
 from engine.errors import ConfigError, CorpusError, Problem, RunError
 from engine.plan import Plan, make_plan
@@ -58,6 +59,35 @@ def open_text(config: TrainConfig) -> Text:
     return Text(train, validation, corpus, None)
 
 
+def read_settings(values: Mapping[str, Any]) -> TrainConfig:
+    """`config.from_dict`, with unknown corpora told in the same breath.
+
+    Raises:
+        ConfigError: all problems together.
+    """
+    problems = corpus_problems(values)
+    try:
+        config = from_dict(values)
+    except ConfigError as error:
+        problems = error.problems + problems
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def corpus_problems(values: Mapping[str, Any]) -> list[Problem]:
+    """A problem for each setting that names a corpus that does not exist."""
+    problems = []
+    for field in ("corpus", "val_corpus"):
+        name = values.get(field)
+        if name and isinstance(name, str):
+            try:
+                find_corpus(name)
+            except CorpusError as error:
+                problems.append(Problem(field, str(error)))
+    return problems
+
+
 def plan_run(config: TrainConfig) -> tuple[Plan, Text]:
     """Work out what a config would do on this machine; nothing is written but token caches.
 
@@ -66,7 +96,7 @@ def plan_run(config: TrainConfig) -> tuple[Plan, Text]:
     """
     problems = check(config)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(problems + corpus_problems(to_dict(config)))
     device, precision = config.device, config.precision
     try:
         device, precision = environment.resolve_device(config.device, config.precision)
@@ -120,7 +150,9 @@ def resume_run(run_id: str) -> ActiveRun:
     run = load_run(run_id)
     info = run.info
     config = run.config
-    checkpoint = find_checkpoint(run.folder)
+    if not {"windows", "total_steps", "parent"} <= info.keys():
+        raise RunError(f"Run {run_id} cannot be resumed: its run.json is damaged. Its checkpoints can be branched.")
+    checkpoint, passed_over = find_sound_checkpoint(run.folder)
     if info.get("state") == "completed" and checkpoint.step >= run.total_steps:
         raise RunError(
             f"Run {run_id} is complete. To train its model further, branch it with a longer run: "
@@ -137,11 +169,14 @@ def resume_run(run_id: str) -> ActiveRun:
     plan = Plan(config, run.total_steps, int(info["windows"]), len(text.train), len(text.validation))
     info["progress"] = dict(checkpoint.progress)
     info["ended"] = None
-    return ActiveRun(run_id, plan, info, checkpoint).open()
+    active = ActiveRun(run_id, plan, info, checkpoint).open()
+    for sentence in passed_over:
+        active.event("warning", sentence)
+    return active
 
 
 def branch_run(
-    run_id: str, step: int | None = None, changes: dict[str, Any] | None = None, *, name: str = ""
+    run_id: str, step: int | None = None, changes: dict[str, Any] | None = None, *, name: str = "", notes: str = ""
 ) -> ActiveRun:
     """A new run that starts from another one's checkpoint, with changed settings.
 
@@ -160,7 +195,7 @@ def branch_run(
     parent = load_run(run_id)
     checkpoint = find_checkpoint(parent.folder, step)
     old = parent.config
-    config = from_dict(to_dict(old) | (changes or {}))
+    config = read_settings(to_dict(old) | (changes or {}))
     _refuse_architecture(old, config)
     plan, text = plan_run(config)
     plan, position = _continue_plan(
@@ -171,6 +206,7 @@ def branch_run(
         new,
         plan,
         name=name or f"{parent.info.get('name', run_id)}, branched at step {checkpoint.step}",
+        notes=notes,
         requested=_requested(config),
         **_facts(text),
     )

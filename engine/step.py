@@ -269,7 +269,7 @@ def _not_finite(row: dict[str, Any]) -> str:
     what = "the loss" if not math.isfinite(row["train_loss"]) else "the gradient"
     return (
         f"At step {row['step']:,} {what} was no finite number, so training was ended before the weights took it. "
-        "Branch from the last checkpoint with a lower learning rate, or use bf16 or fp32 in place of fp16."
+        "Branch from the last checkpoint, or start anew, with a lower learning rate; or use bf16 or fp32, not fp16."
     )
 
 
@@ -322,13 +322,13 @@ def restore(state: TrainState, checkpoint: Checkpoint, *, position: int, same_op
             state.scaler.load_state_dict(contents.state["scaler"])
         state.step, state.tokens = int(contents.state["step"]), int(contents.state["tokens"])
         state.watch = Stopwatch(float(checkpoint.progress["elapsed_s"]))
+        torch.set_rng_state(random["rng.cpu"])
+        if state.device.type == "cuda" and "rng.cuda" in random:
+            torch.cuda.set_rng_state(random["rng.cuda"], state.device)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         message = f"Checkpoint {checkpoint.path.name} of run {checkpoint.run_id} does not fit this model: {error}"
         raise CheckpointError(message) from error
     state.position = position
-    torch.set_rng_state(random["rng.cpu"])
-    if state.device.type == "cuda" and "rng.cuda" in random:
-        torch.cuda.set_rng_state(random["rng.cuda"], state.device)
 
 
 def load_weights(model: GPT, weights: dict[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.files import write_atomic
+from engine.files import remove_parts, write_atomic
 
 FLUSH_S = 1.0  # a row is on disk at most this long after it was logged
 COMPACT_AT = 90  # segments: every minute and a half of training
@@ -44,6 +44,8 @@ class TableWriter:
         self.segments = folder / name
         self.schema = schema
         self.segments.mkdir(exist_ok=True)
+        remove_parts(self.path)
+        remove_parts(self.segments / "*.parquet")
         existing = _segment_files(self.segments)
         self._next = int(existing[-1].stem) + 1 if existing else 1
         self._open_segments = len(existing)
@@ -86,12 +88,16 @@ class TableWriter:
             last_step: forget all rows after this step; a resume repeats them.
         """
         self._write_pending()
-        joined, _ = _join(self.path.parent, self.path.stem, self.schema)
+        segments = _segment_files(self.segments)
+        joined, damaged = _join(self.path.parent, self.path.stem, self.schema)
         if last_step is not None:
             joined = joined.filter(pa.compute.field("step") <= last_step)
+        if self.path in damaged:  # not ours to overwrite: perhaps it can still be saved
+            self.path.rename(self.path.with_suffix(".damaged"))
         _write(joined, self.path)
-        for path in _segment_files(self.segments):
-            path.unlink(missing_ok=True)
+        for path in segments:
+            if path not in damaged:
+                path.unlink(missing_ok=True)
         self._open_segments = 0
 
 
@@ -104,29 +110,33 @@ def read_table(folder: Path, name: str, schema: pa.Schema) -> tuple[pd.DataFrame
 
     Never raises because of what is on disk; a table that is not there is an empty one.
     """
-    joined, problems = _join(folder, name, schema)
+    joined, damaged = _join(folder, name, schema)
+    problems = [f"{path.name} in {path.parent.name} is damaged or foreign and was left out." for path in damaged]
     return joined.to_pandas(), problems
 
 
 def table_signature(folder: Path, name: str) -> Signature:
     """Changes exactly when the table's files do; costs a few system calls."""
     return tuple(
-        key for path in [folder / f"{name}.parquet", *_segment_files(folder / name)] if (key := _file_key(path))
+        key for path in [folder / f"{name}.parquet", *_segment_files(folder / name)] if (key := file_key(path))
     )
 
 
 def _segment_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.parquet") if path.stem.isdecimal())
+    return sorted((path for path in folder.glob("*.parquet") if path.stem.isdecimal()), key=lambda path: int(path.stem))
 
 
-def _join(folder: Path, name: str, schema: pa.Schema) -> tuple[pa.Table, list[str]]:
+def _join(folder: Path, name: str, schema: pa.Schema) -> tuple[pa.Table, list[Path]]:
+    """All rows that can be read, and the files that cannot."""
     # Segments are read before the compacted file: what a compaction moves meanwhile is then seen twice, not lost.
-    newer = [_read_file(path, schema) for path in _segment_files(folder / name)]
-    oldest = _read_file(folder / f"{name}.parquet", schema)
+    segments = _segment_files(folder / name)
+    newer = [_read_file(path, schema) for path in segments]
+    compacted = folder / f"{name}.parquet"
+    oldest = _read_file(compacted, schema)
     tables = [table for table, _ in (oldest, *newer) if table is not None]
-    problems = [problem for _, problem in (oldest, *newer) if problem]
+    damaged = [path for path, (_, bad) in zip([compacted, *segments], [oldest, *newer], strict=True) if bad]
     joined = pa.concat_tables(tables) if tables else schema.empty_table()
-    return _last_row_wins(joined), problems
+    return _last_row_wins(joined), damaged
 
 
 def _last_row_wins(table: pa.Table) -> pa.Table:
@@ -142,7 +152,8 @@ _cache: OrderedDict[tuple[str, int, int], pa.Table] = OrderedDict()
 _cache_lock = Lock()
 
 
-def _file_key(path: Path) -> tuple[str, int, int] | None:
+def file_key(path: Path) -> tuple[str, int, int] | None:
+    """Changes whenever the file is replaced or written; None when it is not there."""
     try:
         stat = path.stat()
     except OSError:
@@ -150,26 +161,26 @@ def _file_key(path: Path) -> tuple[str, int, int] | None:
     return (str(path), stat.st_mtime_ns, stat.st_size)
 
 
-def _read_file(path: Path, schema: pa.Schema) -> tuple[pa.Table | None, str]:
-    """One file's rows in the columns of `schema`, from memory when it was read before; or what is wrong with it."""
-    key = _file_key(path)
+def _read_file(path: Path, schema: pa.Schema) -> tuple[pa.Table | None, bool]:
+    """One file's rows in the columns of `schema`, from memory when it was read before; and whether it is damaged."""
+    key = file_key(path)
     if key is None:
-        return None, ""  # deleted by a compaction, or never written
+        return None, False  # deleted by a compaction, or never written
     with _cache_lock:
         if key in _cache:
             _cache.move_to_end(key)
-            return _cache[key], ""
+            return _cache[key], False
     try:
         table = _conform(pq.ParquetFile(path).read(), schema)
     except FileNotFoundError:
-        return None, ""
+        return None, False
     except (OSError, pa.ArrowException, KeyError, ValueError):
-        return None, f"{path.name} in {path.parent.name} is damaged or foreign and was left out."
+        return None, True
     with _cache_lock:
         _cache[key] = table
         while len(_cache) > _CACHE_ENTRIES:
             _cache.popitem(last=False)
-    return table, ""
+    return table, False
 
 
 def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -6,10 +6,11 @@ The ids are those of tiktoken's `gpt2` encoding. Any text goes in and comes back
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 
 import tiktoken
-from tiktoken.load import load_tiktoken_bpe
 
 from engine.config import VOCABULARY_SIZE
 from engine.errors import LabError
@@ -35,9 +36,14 @@ def encoding() -> tiktoken.Encoding:
     """
     path = ASSETS / "gpt2.tiktoken"
     try:
-        ranks = load_tiktoken_bpe(str(path), expected_hash=VOCABULARY_SHA256)
-    except (OSError, ValueError) as error:
-        raise LabError(f"The vocabulary {path} is missing or damaged; restore it from the project.") from error
+        content = path.read_bytes()
+    except OSError as error:
+        raise LabError(f"The vocabulary {path} cannot be read; restore it from the project.") from error
+    if hashlib.sha256(content).hexdigest() != VOCABULARY_SHA256:
+        raise LabError(f"The vocabulary {path} was changed or damaged; restore it from the project.")
+    # Read here and not by tiktoken's loader, which would go through a download cache outside of the project.
+    pairs = (line.split() for line in content.splitlines())
+    ranks = {base64.b64decode(piece): int(rank) for piece, rank in pairs}
     return tiktoken.Encoding(
         NAME,
         pat_str=PATTERN,

@@ -7,6 +7,7 @@ person's own Python. What the loop writes into the run's folder is all that anyo
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import TYPE_CHECKING, Any
 
 from engine.checkpoint import prune, save
@@ -53,6 +54,7 @@ def _train(run: ActiveRun, control: Control) -> None:
     from engine.step import prepare, train_step
 
     state = prepare(run)
+    run.rewind()
     _begin(run, state)
     while state.step < state.plan.total_steps:
         _serve_requests(run, state, control)
@@ -61,6 +63,7 @@ def _train(run: ActiveRun, control: Control) -> None:
         due = _due(state.config, state.step + 1, state.plan.total_steps)
         for row in train_step(state, wait=bool(due)):
             run.log(row)
+            _warn_of_overflow(run, state, row)
         if "evaluate" in due:
             run.flush()  # a long evaluation must not hold back what was measured before it
             run.log(row | {"val_loss": evaluate(state)})
@@ -126,6 +129,12 @@ def _serve_requests(run: ActiveRun, state: TrainState, control: Control) -> None
         run.set_state("running")
 
 
+def _warn_of_overflow(run: ActiveRun, state: TrainState, row: dict[str, Any]) -> None:
+    if state.scaler.is_enabled() and not math.isfinite(row["grad_norm"]):
+        message = "fp16 gradients overflowed, so this step's update was left out and their scale halved."
+        run.event("warning", message, row["step"])
+
+
 def _settle(run: ActiveRun, state: TrainState) -> None:
     """Wait for the steps that are under way and log them."""
     from engine.step import finished_rows
@@ -141,6 +150,7 @@ def _sample(run: ActiveRun, state: TrainState) -> None:
     config = state.config
     if config.sample_length == 0:
         return
+    run.flush()  # as before an evaluation
     how: dict[str, Any] = {"temperature": config.sample_temperature, "top_k": config.sample_top_k, "seed": config.seed}
     state.model.eval()
     with state.autocast():
@@ -173,15 +183,21 @@ def explain(error: BaseException, run: ActiveRun) -> LabError:
     if isinstance(error, LabError):
         return error
     if isinstance(error, OSError) and error.errno is not None:
-        return TrainingError(f"{storage_sentence(error, run.folder)} The run can be resumed from its last checkpoint.")
+        return TrainingError(f"{storage_sentence(error, run.folder)} {_way_on(run)}")
     if _is_out_of_memory(error):
         return TrainingError(
             f"Memory ran out on {run.config.device}. Lower batch_size or context_length, choose a smaller preset, "
             "use sdpa attention, turn on gradient_checkpointing, or use bf16."
         )
     if isinstance(error, KeyboardInterrupt):
-        return TrainingError("Training was cut short. The run can be resumed from its last checkpoint.")
+        return TrainingError(f"Training was cut short. {_way_on(run)}")
     return TrainingError(f"Training ended by a defect of the lab: {type(error).__name__}: {error}")
+
+
+def _way_on(run: ActiveRun) -> str:
+    if any(not checkpoint.problem for checkpoint in run.reader.checkpoints):
+        return "The run can be resumed from its last checkpoint."
+    return "The run had no checkpoint yet, so it has to be started anew."
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

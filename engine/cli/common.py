@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.config import SETTINGS, flag
-from engine.errors import CheckpointError, ConfigError, LabError, RunError
+from engine.errors import ConfigError, LabError
 
 DONE, FAILED, USAGE = 0, 1, 2
 
@@ -19,7 +19,9 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     for name, field in SETTINGS.items():
         meta = field.metadata
         title = "Everyday settings" if meta["group"] == "main" else meta["group"]
-        group = groups.setdefault(title, parser.add_argument_group(title))
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        group = groups[title]
         help_text = meta["help"].replace("%", "%%") + f" (default: {_show(field.default)})"
         if isinstance(field.default, bool):
             group.add_argument(
@@ -60,8 +62,6 @@ def run_command(command: Callable[[], int]) -> int:
         return command()
     except ConfigError as error:
         return _complain(error, USAGE)
-    except (RunError, CheckpointError) as error:
-        return _complain(error, FAILED)
     except LabError as error:
         return _complain(error, FAILED)
     except BrokenPipeError:  # the reader of our output went away, as `head` does

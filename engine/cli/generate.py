@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m engine.generate", description="Let a run's model continue a text.", allow_abbrev=False
     )
     parser.add_argument("run", metavar="RUN[@STEP]", help="the run, and perhaps the step of a checkpoint")
-    parser.add_argument("--prompt", default="", help="the beginning of the text (default: the run's sample prompt)")
+    parser.add_argument("--prompt", help="the beginning of the text (default: the run's sample prompt)")
     parser.add_argument("--length", type=int, default=200, help="tokens to generate (default: 200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
     parser.add_argument("--top-k", type=int, default=50, help="draw from this many likeliest; 0 from all (default: 50)")
@@ -27,11 +27,11 @@ def _main(options: argparse.Namespace) -> int:
     from engine.generate import check_sampling, load_model, stream_text
     from engine.run import load_run
 
-    check_sampling(options.length, options.temperature, options.top_k)
+    check_sampling(options.length, options.temperature, options.top_k, options.seed)
     run_id, _, step = options.run.partition("@")
     if step and not step.isdecimal():
         raise ConfigError([Problem("RUN@STEP", f"{step!r} is not a step; write RUN@STEP, such as {run_id}@400.")])
-    prompt = options.prompt or load_run(run_id).config.sample_prompt
+    prompt = load_run(run_id).config.sample_prompt if options.prompt is None else options.prompt
     model = load_model(run_id, int(step) if step else None)
     print(prompt, end="", flush=True)
     pieces = stream_text(

@@ -14,11 +14,11 @@ from types import FrameType
 from typing import Any
 
 from engine.cli.common import DONE, FAILED, USAGE, add_setting_flags, duration, given_settings, run_command
-from engine.config import from_dict
+from engine.config import flag
 from engine.control import Control
 from engine.errors import ConfigError, LabError, Problem
 from engine.run import ActiveRun, Event, Run
-from engine.start import branch_run, new_run, resume_run
+from engine.start import branch_run, new_run, read_settings, resume_run
 
 EXAMPLES = """examples:
   python -m engine.train --config nano --corpus verdict --epochs 3
@@ -64,22 +64,23 @@ def _main(options: argparse.Namespace) -> int:
 def _open(options: argparse.Namespace) -> ActiveRun:
     """The run that the command line asks for."""
     settings = given_settings(options)
-    if options.resume and options.branch:
+    if options.resume is not None and options.branch is not None:
         raise ConfigError([Problem("--resume", "it cannot be combined with --branch.")])
-    if options.resume:
-        if settings:
-            names = ", ".join("--" + name.replace("_", "-") for name in settings)
+    if options.resume is not None:  # an empty text, as of an unset shell variable, is a wrong id and no new run
+        given = [*settings, *(name for name in ("name", "notes") if getattr(options, name))]
+        if given:
+            names = ", ".join(flag(name) for name in given)
             message = (
                 f"a run is resumed with its own settings, so {names} cannot be given. Use --branch to change them."
             )
             raise ConfigError([Problem("--resume", message)])
         return resume_run(options.resume)
-    if options.branch:
+    if options.branch is not None:
         run_id, _, step = options.branch.partition("@")
         if step and not step.isdecimal():
             raise ConfigError([Problem("--branch", f"{step!r} is not a step; write RUN@STEP, such as {run_id}@400.")])
-        return branch_run(run_id, int(step) if step else None, settings, name=options.name)
-    return new_run(from_dict(settings), name=options.name, notes=options.notes)
+        return branch_run(run_id, int(step) if step else None, settings, name=options.name, notes=options.notes)
+    return new_run(read_settings(settings), name=options.name, notes=options.notes)
 
 
 def _train(run: ActiveRun, control: Control) -> LabError | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.errors import CorpusError
 from engine.paths import PROJECT, corpora_dir
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)

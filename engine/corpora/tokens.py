@@ -6,6 +6,7 @@ on reading the old one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,11 @@ def _open_cache(cache: Path, name: str, source: Path) -> TokenizedCorpus | None:
     path = cache / str(manifest["tokens_file"])
     if path.parent != cache or not path.is_file() or path.stat().st_size != 2 * manifest["tokens"]:
         return None
-    tokens = np.memmap(path, dtype=np.uint16, mode="r")
+    try:
+        tokens = np.memmap(path, dtype=np.uint16, mode="r")
+    except FileNotFoundError:  # replaced since by another process
+        return None
+    _remember_time(cache / f"{name}.json", manifest, source)
     return TokenizedCorpus(name, tokens, manifest["source_sha256"], manifest["characters"], manifest["source_bytes"])
 
 
@@ -93,6 +98,18 @@ def _is_current(manifest: dict[str, Any], source: Path) -> bool:
     return manifest.get("source_mtime_ns") == stat.st_mtime_ns or manifest.get("source_sha256") == _sha256(source)
 
 
+def _remember_time(path: Path, manifest: dict[str, Any], source: Path) -> None:
+    """Note a touched text's new time stamp, so that it is not hashed at every opening."""
+    mtime_ns = source.stat().st_mtime_ns
+    if manifest["source_mtime_ns"] != mtime_ns:
+        with contextlib.suppress(OSError):
+            write_json(path, manifest | {"source_mtime_ns": mtime_ns})
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)  # numpy's own tofile hides why a disk refuses
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -102,7 +119,7 @@ def _build(cache: Path, name: str, source: Path) -> TokenizedCorpus:
     mtime_ns = source.stat().st_mtime_ns  # read before the text: a change meanwhile makes the cache stale, not wrong
     raw = source.read_bytes()
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CorpusError(f"{source} is not UTF-8 text (byte {error.start:,}). Save it as UTF-8.") from error
     if not text.strip():
@@ -110,7 +127,7 @@ def _build(cache: Path, name: str, source: Path) -> TokenizedCorpus:
     ids = np.array(tokenizer.encode(text), dtype=np.uint16)
     digest = hashlib.sha256(raw).hexdigest()
     tokens_file = f"{name}-{digest[:16]}.uint16"
-    write_atomic(cache / tokens_file, ids.tofile)
+    write_atomic(cache / tokens_file, lambda temporary: _write_bytes(temporary, ids.tobytes()))
     write_json(
         cache / f"{name}.json",
         {
