@@ -97,7 +97,10 @@ def _describe(folder: Path) -> Checkpoint:
         for name in FILES:
             _check_size(folder / name, manifest["files"][name]["bytes"])
         size = sum(int(manifest["files"][name]["bytes"]) for name in FILES)
-        return Checkpoint(folder, step, size, dict(manifest["progress"]), str(manifest["saved"]))
+        progress = dict(manifest["progress"])
+        if progress["step"] != step:
+            raise CheckpointError("its manifest belongs to another step")
+        return Checkpoint(folder, step, size, progress, str(manifest["saved"]))
     except CheckpointError as error:
         return Checkpoint(folder, step, 0, {}, "", str(error))
     except (KeyError, TypeError, ValueError):

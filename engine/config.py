@@ -182,8 +182,8 @@ class TrainConfig:
 
     optimizer: str = setting(
         "adamw",
-        "adamw keeps two 32-bit numbers for each weight; adamw_8bit keeps them in 8 bits and saves memory; "
-        "paged_adamw_8bit can also move them to the computer's memory when the GPU's is full.",
+        "adamw keeps two 32-bit numbers for each weight; adamw_8bit keeps those of the blocks in 8 bits and saves "
+        "memory; paged_adamw_8bit can also move them to the computer's memory when the GPU's is full.",
         group="Optimizer",
         choices=("adamw", "adamw_8bit", "paged_adamw_8bit"),
     )

@@ -52,7 +52,11 @@ class CheckpointError(LabError):
 
 
 class TrainingError(LabError):
-    """Training that cannot go on: the loss is not finite, or memory ran out."""
+    """Training that cannot go on: memory or disk ran out, or see `DivergedError`."""
+
+
+class DivergedError(TrainingError):
+    """A loss or gradient that is not finite; the same run resumed would get there again."""
 
 
 def storage_sentence(error: OSError, path: Path) -> str:

@@ -63,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in `path`, or None when there is none, or it is torn or foreign."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -115,6 +115,11 @@ class FolderLock:
             raise
         self._handle = handle
         return True
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._handle is not None
 
     def release(self) -> None:
         """Give the lock back; harmless when it is not held."""

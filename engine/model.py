@@ -114,10 +114,10 @@ class GPT(nn.Module):
         """Draw the initial weights from a generator of their own, so that nothing else decides them.
 
         As in GPT-2, matrices get a standard deviation of 0.02, those that write to the residual stream
-        0.02/√(2·layers). Embeddings of tokens get 0.5/√width (0.018 for `medium`, close to GPT-2's 0.02) and the last norm a gain of 0.5:
-        the first logits then have a variance of 1/16 whatever the width, so that the loss starts at
-        ln(vocabulary) + 1/32. GPT-2's own values start a 1024-wide model 2% too high. Smaller embeddings with a gain
-        of 1 would start there too, but in a sweep made the loss jump by several nats within the first hundred steps.
+        0.02/√(2·layers). Token embeddings get 0.5/√width (0.018 for `medium`, close to GPT-2's 0.02) and the last norm
+        a gain of 0.5: the first logits then have a variance of 1/16 whatever the width, and the loss starts at
+        ln(vocabulary) + 1/32. GPT-2's own values start a 1024-wide model 2% too high. Smaller embeddings under a gain
+        of 1 would start there too, but in a sweep they made the loss jump by several nats within a hundred steps.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():

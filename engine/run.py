@@ -87,7 +87,7 @@ class Run:
     @property
     def is_locked(self) -> bool:
         """Whether a process is training it now."""
-        return FolderLock(self.folder / "lock").is_held()
+        return run_lock(self.folder).is_held()
 
     @property
     def config(self) -> TrainConfig:
@@ -119,6 +119,7 @@ class Run:
         """A sentence for each damaged or foreign file that readers skip."""
         found = [] if read_json(self.folder / "run.json") else ["run.json is missing or damaged."]
         found += read_table(self.folder, "metrics", METRICS)[1] + read_table(self.folder, "samples", SAMPLES)[1]
+        found += [f"{path.name} was set aside: it is no table of this run." for path in self.folder.glob("*.damaged-*")]
         return found + [f"{c.path.name}: {c.problem}" for c in self.checkpoints if c.problem]
 
     @property
@@ -211,7 +212,7 @@ def delete_run(run_id: str) -> None:
         RunError: there is none, it is being trained, or it cannot be deleted.
     """
     run = load_run(run_id)
-    lock = FolderLock(run.folder / "lock")
+    lock = run_lock(run.folder)
     try:
         if not lock.acquire(patience_s=0.2):
             raise RunError(f"Run {run_id} is being trained now. Stop it first, then delete it.")
@@ -235,9 +236,17 @@ class ActiveRun:
         plan: what the run will do; `plan.config` is the resolved config.
         info: the content of `run.json`.
         start_from: the checkpoint to continue from (its own, or for a branch the parent's); None for fresh weights.
+        lock: the run's lock, when it was taken already.
     """
 
-    def __init__(self, run_id: str, plan: Plan, info: dict[str, Any], start_from: Checkpoint | None = None) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        plan: Plan,
+        info: dict[str, Any],
+        start_from: Checkpoint | None = None,
+        lock: FolderLock | None = None,
+    ) -> None:
         self.id = run_id
         self.folder = runs_dir() / run_id
         self.plan = plan
@@ -245,7 +254,7 @@ class ActiveRun:
         self.start_from = start_from
         self._info = info
         self._device_lock = device_lock(self.config.device)
-        self._lock = FolderLock(self.folder / "lock")
+        self._lock = lock or run_lock(self.folder)
         self._progress_at = 0.0
 
     @property
@@ -259,9 +268,9 @@ class ActiveRun:
         return self.start_from is not None and self.start_from.run_id != self.id
 
     @property
-    def position(self) -> int:
-        """Training windows seen at the start."""
-        return int(self._info["progress"].get("position") or 0)
+    def keeps_text(self) -> bool:
+        """Whether it goes on in the text of the checkpoint it starts from; a branch on another text does not."""
+        return not self.is_branch or bool(self._info["progress"]["position"])
 
     @property
     def keeps_optimizer(self) -> bool:
@@ -290,7 +299,7 @@ class ActiveRun:
             if not self._device_lock.acquire(note=self.id, patience_s=0.3):
                 raise _busy(self._device_lock)
             self.folder.mkdir(exist_ok=True)
-            if not self._lock.acquire(note=str(os.getpid())):
+            if not (self._lock.is_mine or self._lock.acquire(note=str(os.getpid()))):
                 raise RunBusyError(f"Run {self.id} is already being trained.", self.id)
             self._open_tables()
             remove_trash(runs_dir())
@@ -402,6 +411,11 @@ class ActiveRun:
 def _finite(value: Any) -> Any:
     """JSON has no NaN; a value that is not finite is left out of the progress (the metrics have it)."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def run_lock(folder: Path) -> FolderLock:
+    """The lock that the process that trains a run holds."""
+    return FolderLock(folder / "lock")
 
 
 def device_lock(device: str) -> FolderLock:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +16,10 @@ from engine.checkpoint import Checkpoint, find_checkpoint, find_sound_checkpoint
 from engine.config import SETTINGS, TrainConfig, check, differences, flag, from_dict, to_dict
 from engine.corpora import TokenizedCorpus, find_corpus, open_tokens
 from engine.data import Tokens, split
-from engine.errors import ConfigError, CorpusError, Problem, RunError
+from engine.errors import ConfigError, CorpusError, Problem, RunBusyError, RunError, storage_sentence
+from engine.files import FolderLock
 from engine.plan import Plan, make_plan
-from engine.run import ActiveRun, load_run, new_id, new_info
+from engine.run import ActiveRun, Run, load_run, new_id, new_info, run_lock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,30 +150,47 @@ def resume_run(run_id: str) -> ActiveRun:
         RunBusyError: it, or another run on the device, is being trained.
     """
     run = load_run(run_id)
-    info = run.info
-    config = run.config
+    lock = run_lock(run.folder)  # before anything is read: another process may be about to finish the run
+    try:
+        if not lock.acquire(note=str(os.getpid())):
+            raise RunBusyError(f"Run {run_id} is being trained already.", run_id)
+        return _resume(run, lock)
+    except OSError as error:
+        lock.release()
+        raise RunError(storage_sentence(error, run.folder)) from error
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _resume(run: Run, lock: FolderLock) -> ActiveRun:
+    info, config = run.info, run.config
     if not {"windows", "total_steps", "parent"} <= info.keys():
-        raise RunError(f"Run {run_id} cannot be resumed: its run.json is damaged. Its checkpoints can be branched.")
+        raise RunError(f"Run {run.id} cannot be resumed: its run.json is damaged. Its checkpoints can be branched.")
     checkpoint, passed_over = find_sound_checkpoint(run.folder)
     if info.get("state") == "completed" and checkpoint.step >= run.total_steps:
         raise RunError(
-            f"Run {run_id} is complete. To train its model further, branch it with a longer run: "
-            f"python -m engine.train --branch {run_id} {flag('epochs')} {config.epochs * 2:g}"
+            f"Run {run.id} is complete. To train its model further, branch it with a longer run: "
+            f"python -m engine.train --branch {run.id} {flag('epochs')} {config.epochs * 2:g}"
         )
     environment.resolve_device(config.device, config.precision)
     text = open_text(config)
     changed = [name for name, digest in text.facts.items() if info.get(name) != digest]
     if changed:
         raise RunError(
-            f"Run {run_id} cannot be resumed exactly: the text of {config.corpus} has changed since. "
+            f"Run {run.id} cannot be resumed exactly: the text of {config.corpus} has changed since. "
             "Restore it, or branch the run to train on the new text."
         )
     plan = Plan(config, run.total_steps, int(info["windows"]), len(text.train), len(text.validation))
     info["progress"] = dict(checkpoint.progress)
     info["ended"] = None
-    active = ActiveRun(run_id, plan, info, checkpoint).open()
-    for sentence in passed_over:
-        active.event("warning", sentence)
+    active = ActiveRun(run.id, plan, info, checkpoint, lock).open()
+    try:
+        for sentence in passed_over:
+            active.event("warning", sentence)
+    except OSError:
+        active.close()
+        raise
     return active
 
 
@@ -223,7 +242,7 @@ def branch_run(
 def _continue_plan(plan: Plan, checkpoint: Checkpoint, *, same_text: bool) -> tuple[Plan, int]:
     """Count a branch's steps from the checkpoint on; and the windows already seen, none when the text is new."""
     config = plan.config
-    position = int(checkpoint.progress["position"]) if same_text else 0
+    position = int(checkpoint.progress.get("position") or 0) if same_text else 0
     remaining = round(config.epochs * plan.windows - position, 6)
     total_steps = checkpoint.step + max(0, math.ceil(remaining / config.sequences_per_step))
     if config.max_steps:

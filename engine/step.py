@@ -22,7 +22,7 @@ from engine.checkpoint import Checkpoint, Contents, load
 from engine.config import TrainConfig
 from engine.data import Tokens, TrainingWindows
 from engine.environment import GIB
-from engine.errors import CheckpointError, TrainingError
+from engine.errors import CheckpointError, DivergedError
 from engine.model import GPT
 from engine.optimizer import apply_update, build_optimizer, pack_state, unpack_state
 from engine.plan import Plan, learning_rate
@@ -30,6 +30,7 @@ from engine.run import ActiveRun
 from engine.start import open_text
 
 STEPS_AHEAD = 4  # how far the host may run ahead of a GPU: enough to keep it busy, few enough to stop at once
+FP16_SCALE = 2.0**12  # of the first loss; PyTorch's own 2^16 overflows in the first steps of a fresh GPT and loses them
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -138,12 +139,12 @@ def prepare(run: ActiveRun) -> TrainState:
         optimizer=optimizer,
         windows=TrainingWindows(text.train, config.model.context_length, config.seed),
         validation=text.validation,
-        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+        scaler=torch.amp.GradScaler(device.type, init_scale=FP16_SCALE, enabled=config.precision == "fp16"),
         device=device,
         bad=torch.zeros((), device=device),
     )
     if run.start_from is not None:
-        restore(state, run.start_from, position=run.position, same_optimizer=run.keeps_optimizer)
+        restore(state, run.start_from, same_text=run.keeps_text, same_optimizer=run.keeps_optimizer)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     return state
@@ -156,7 +157,7 @@ def train_step(state: TrainState, *, wait: bool = False) -> Iterator[dict[str, A
         wait: until this step's own row is there too.
 
     Raises:
-        TrainingError: a loss or gradient was not finite; its row was yielded, its update was not applied.
+        DivergedError: a loss or gradient was not finite; its row was yielded, its update was not applied.
     """
     _launch(state)
     yield from finished_rows(state, leave=0 if wait or state.device.type == "cpu" else STEPS_AHEAD)
@@ -236,7 +237,7 @@ def finished_rows(state: TrainState, leave: int = 0) -> Iterator[dict[str, Any]]
     """Yield the rows of steps whose results are there; wait until at most `leave` steps are under way.
 
     Raises:
-        TrainingError: as `train_step`.
+        DivergedError: as `train_step`.
     """
     while state.in_flight:
         oldest = state.in_flight[0]
@@ -253,9 +254,9 @@ def finished_rows(state: TrainState, leave: int = 0) -> Iterator[dict[str, Any]]
         row["memory_gib"] = memory_gib(state.device)
         yield row
         if bad:
-            raise TrainingError(_not_finite(row))
+            raise DivergedError(_not_finite(row))
         if scale < 2**-10:
-            raise TrainingError(_underflow(row))
+            raise DivergedError(_underflow(row))
 
 
 def memory_gib(device: torch.device) -> float:
@@ -302,11 +303,11 @@ def snapshot(state: TrainState) -> Contents:
     return Contents(weights, tensors, counters)
 
 
-def restore(state: TrainState, checkpoint: Checkpoint, *, position: int, same_optimizer: bool) -> None:
+def restore(state: TrainState, checkpoint: Checkpoint, *, same_text: bool, same_optimizer: bool) -> None:
     """Make the state what it was when the checkpoint was saved.
 
     Args:
-        position: training windows seen; a branch on another text starts at 0.
+        same_text: whether to go on where it was in the text; a branch on another text starts at its beginning.
         same_optimizer: whether the optimizer's state is wanted; a branch with another optimizer starts afresh.
 
     Raises:
@@ -328,7 +329,7 @@ def restore(state: TrainState, checkpoint: Checkpoint, *, position: int, same_op
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         message = f"Checkpoint {checkpoint.path.name} of run {checkpoint.run_id} does not fit this model: {error}"
         raise CheckpointError(message) from error
-    state.position = position
+    state.position = int(contents.state["position"]) if same_text else 0
 
 
 def load_weights(model: GPT, weights: dict[str, Tensor]) -> None:

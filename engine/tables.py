@@ -90,15 +90,28 @@ class TableWriter:
         self._write_pending()
         segments = _segment_files(self.segments)
         joined, damaged = _join(self.path.parent, self.path.stem, self.schema)
-        if last_step is not None:
-            joined = joined.filter(pa.compute.field("step") <= last_step)
-        if self.path in damaged:  # not ours to overwrite: perhaps it can still be saved
-            self.path.rename(self.path.with_suffix(".damaged"))
+        if self.path in damaged and not _set_aside(self.path):
+            return
         _write(joined, self.path)
         for path in segments:
             if path not in damaged:
                 path.unlink(missing_ok=True)
         self._open_segments = 0
+        if last_step is not None:  # apart from the above: killed in between, there is no gap in the steps
+            _write(joined.filter(pa.compute.field("step") <= last_step), self.path)
+
+
+def _set_aside(path: Path) -> bool:
+    """Move a file that is no table of ours out of the way; False when it only could not be read just now."""
+    try:
+        pq.ParquetFile(path).close()
+    except OSError:
+        return False
+    except pa.ArrowException:
+        pass
+    number = 1 + sum(1 for _ in path.parent.glob(f"{path.stem}.damaged-*"))
+    path.rename(path.with_name(f"{path.stem}.damaged-{number}"))
+    return True
 
 
 def _write(table: pa.Table, path: Path) -> None:

@@ -22,7 +22,7 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         group = groups[title]
-        help_text = meta["help"].replace("%", "%%") + f" (default: {_show(field.default)})"
+        help_text = meta["help"].replace("%", "%%") + f" (default: {show_default(field.default)})"
         if isinstance(field.default, bool):
             group.add_argument(
                 flag(name), dest=name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help_text
@@ -34,7 +34,8 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
             )
 
 
-def _show(value: Any) -> str:
+def show_default(value: Any) -> str:
+    """A setting's default as help texts and the README print it."""
     return "empty" if value == "" else f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 

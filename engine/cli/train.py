@@ -9,14 +9,14 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 from engine.cli.common import DONE, FAILED, USAGE, add_setting_flags, duration, given_settings, run_command
 from engine.config import flag
 from engine.control import Control
-from engine.errors import ConfigError, LabError, Problem
+from engine.errors import ConfigError, DivergedError, LabError, Problem
 from engine.run import ActiveRun, Event, Run
 from engine.start import branch_run, new_run, read_settings, resume_run
 
@@ -121,7 +121,8 @@ def _following(run: Run, report: _Report) -> Iterator[None]:
         while not done.wait(0.5):
             if run.signature != signature:
                 signature = run.signature
-                report.update()
+                with suppress(BrokenPipeError):  # whoever read the output went away; the training goes on
+                    report.update()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -130,7 +131,8 @@ def _following(run: Run, report: _Report) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        report.update()
+        with suppress(BrokenPipeError):
+            report.update()
 
 
 class _Report:
@@ -209,7 +211,11 @@ class _TextReport(_Report):
             words = f"Training loss {last.train_loss:.3f}"
             words += f", validation loss {measured.iloc[-1]:.3f}" if len(measured) else ""
             print(f"{words} after {last.step:,.0f} steps and {duration(last.elapsed_s)} of training.")
-        if run.state in ("stopped", "failed", "interrupted") and any(not c.problem for c in run.checkpoints):
+        if (
+            run.state in ("stopped", "failed")
+            and not isinstance(error, DivergedError)
+            and any(not c.problem for c in run.checkpoints)
+        ):
             print(f"To resume: python -m engine.train --resume {run.id}")
         elif run.state == "completed":
             print(f'To hear it talk: python -m engine.generate {run.id} --prompt "{self.config.sample_prompt}"')

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,8 @@ def open_tokens(name: str) -> TokenizedCorpus:
 def _open_cache(cache: Path, name: str, source: Path) -> TokenizedCorpus | None:
     """The cached corpus, or None when it is missing, damaged, or was made from another text."""
     manifest = read_json(cache / f"{name}.json")
-    if manifest is None or not manifest.keys() >= _FIELDS or not _is_current(manifest, source):
+    stat = source.stat()
+    if manifest is None or not manifest.keys() >= _FIELDS or not _is_current(manifest, source, stat):
         return None
     path = cache / str(manifest["tokens_file"])
     if path.parent != cache or not path.is_file() or path.stat().st_size != 2 * manifest["tokens"]:
@@ -84,12 +87,11 @@ def _open_cache(cache: Path, name: str, source: Path) -> TokenizedCorpus | None:
         tokens = np.memmap(path, dtype=np.uint16, mode="r")
     except FileNotFoundError:  # replaced since by another process
         return None
-    _remember_time(cache / f"{name}.json", manifest, source)
+    _remember_time(cache / f"{name}.json", manifest, stat.st_mtime_ns)
     return TokenizedCorpus(name, tokens, manifest["source_sha256"], manifest["characters"], manifest["source_bytes"])
 
 
-def _is_current(manifest: dict[str, Any], source: Path) -> bool:
-    stat = source.stat()
+def _is_current(manifest: dict[str, Any], source: Path, stat: os.stat_result) -> bool:
     if (manifest.get("format"), manifest.get("tokenizer")) != (FORMAT, tokenizer.NAME):
         return False
     if manifest.get("source_bytes") != stat.st_size:
@@ -98,9 +100,8 @@ def _is_current(manifest: dict[str, Any], source: Path) -> bool:
     return manifest.get("source_mtime_ns") == stat.st_mtime_ns or manifest.get("source_sha256") == _sha256(source)
 
 
-def _remember_time(path: Path, manifest: dict[str, Any], source: Path) -> None:
+def _remember_time(path: Path, manifest: dict[str, Any], mtime_ns: int) -> None:
     """Note a touched text's new time stamp, so that it is not hashed at every opening."""
-    mtime_ns = source.stat().st_mtime_ns
     if manifest["source_mtime_ns"] != mtime_ns:
         with contextlib.suppress(OSError):
             write_json(path, manifest | {"source_mtime_ns": mtime_ns})
@@ -142,7 +143,7 @@ def _build(cache: Path, name: str, source: Path) -> TokenizedCorpus:
             "tokens_file": tokens_file,
         },
     )
-    for old in cache.glob(f"{name}-*.uint16"):
-        if old.name != tokens_file:
+    for old in cache.glob("*.uint16"):
+        if old.name != tokens_file and re.fullmatch(re.escape(name) + r"-[0-9a-f]{16}\.uint16", old.name):
             old.unlink(missing_ok=True)  # whoever has it mapped keeps reading it
     return TokenizedCorpus(name, np.memmap(cache / tokens_file, dtype=np.uint16, mode="r"), digest, len(text), len(raw))

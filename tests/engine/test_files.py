@@ -1,0 +1,209 @@
+"""engine.files: the old file or the new one, and a lock that ends with its holder."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.files import FolderLock, read_json, remove_folder, write_atomic, write_json
+from engine.paths import PROJECT
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+def test_write_atomic_replaces_the_content(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for content in ("old", "new"):
+        write_atomic(path, lambda temporary, content=content: temporary.write_text(content))  # type: ignore[misc]
+        assert path.read_text() == content
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("moment", ["before", "within", "fsync", "rename"])
+def test_a_failed_write_leaves_the_old_content_and_nothing_else(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def write(temporary: Path) -> None:
+        if moment == "before":
+            full()
+        if moment == "within":
+            temporary.write_text("ne")
+            full()
+        temporary.write_text("new")
+
+    if moment == "fsync":
+        monkeypatch.setattr(os, "fsync", full)
+    elif moment == "rename":
+        monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomic(path, write)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    write_json(path, {"n": 0, "filler": "x" * 5000})
+    torn: list[str] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            value = read_json(path)
+            if value is None or len(value["filler"]) != 5000:
+                torn.append(str(value))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for n in range(50):
+        write_json(path, {"n": n, "filler": "x" * 5000})
+    done.set()
+    reader.join()
+    assert torn == []
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=4))
+def test_json_comes_back(value: dict[str, Any]) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "x.json"
+        write_json(path, value)
+        assert read_json(path) == value
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_what_is_not_json_is_refused_and_the_old_file_kept(number: float, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"loss": 1.0})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"loss": number})
+    assert read_json(path) == {"loss": 1.0}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b"\xff\xfe", b'{"a": 1} x', b"[" * 100_000])
+def test_torn_and_foreign_json_is_none(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    assert read_json(path) is None
+    path.write_bytes(content)
+    assert read_json(path) is None
+
+
+def test_a_removed_folder_is_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "file").write_text("x")
+    remove_folder(folder)
+    assert os.listdir(tmp_path) == []
+
+
+# ------------------------------------------------------------------------------------------------- locks
+
+
+@contextmanager
+def other_process(path: Path, note: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock until it is ended."""
+    code = (
+        "import sys; from pathlib import Path; from engine.files import FolderLock\n"
+        "lock = FolderLock(Path(sys.argv[1])); print(lock.acquire(sys.argv[2]), flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(path), note],
+        cwd=PROJECT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "True\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_lock_holds_between_processes_and_ends_with_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    mine = FolderLock(path)
+    with other_process(path, "the other one") as process:
+        assert mine.is_held()
+        assert not mine.acquire("me", patience_s=0.1)
+        assert mine.note() == "the other one"  # a failed attempt changes nothing
+        process.kill()
+        process.wait()
+        assert not mine.is_held()
+        assert mine.acquire("me")
+        assert (mine.is_held(), mine.note()) == (True, "me")
+    mine.release()
+    assert not mine.is_held()
+
+
+def test_a_lock_holds_within_a_process_too(tmp_path: Path) -> None:
+    first, second = FolderLock(tmp_path / "lock"), FolderLock(tmp_path / "lock")
+    assert first.acquire()
+    assert second.is_held() and not second.acquire(patience_s=0.05)
+    second.release()  # it was not the holder's
+    assert first.is_held()
+    first.release()
+    first.release()
+    assert second.acquire()
+    second.release()
+
+
+def test_a_shorter_note_replaces_a_longer_one(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path / "lock")
+    for note in ("a long note", "short"):
+        assert lock.acquire(note)
+        lock.release()
+        assert lock.note() == note
+
+
+def test_asking_does_not_make_a_lock_file(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path / "lock")
+    assert not lock.is_held() and lock.note() == ""
+    assert os.listdir(tmp_path) == []
+
+
+def test_asking_does_not_disturb_who_wants_the_lock(tmp_path: Path) -> None:
+    """A page asks `is_held` all the time; a start at the same moment must not be refused for it."""
+    path = tmp_path / "lock"
+    done = threading.Event()
+
+    def ask() -> None:
+        lock = FolderLock(path)
+        while not done.is_set():
+            lock.is_held()
+
+    askers = [threading.Thread(target=ask) for _ in range(2)]
+    for asker in askers:
+        asker.start()
+    try:
+        for _ in range(30):
+            lock = FolderLock(path)
+            assert lock.acquire()
+            lock.release()
+    finally:
+        done.set()
+        for asker in askers:
+            asker.join()

@@ -1,0 +1,225 @@
+"""engine.generate: text from a model, reproducible and whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine import generate as generate_function
+from engine import tokenizer
+from engine.checkpoint import Contents, save
+from engine.config import ModelConfig, TrainConfig, to_dict
+from engine.errors import CheckpointError, ConfigError, RunError
+from engine.generate import check_sampling, stream_text, stream_tokens
+from engine.model import GPT
+from engine.start import new_run
+
+HOW: dict[str, Any] = dict(temperature=0.8, top_k=50, seed=1)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    """A model with opinions: random weights, large enough that its predictions are far from even."""
+    model = GPT(ModelConfig(layers=2, heads=2, width=32, context_length=16))
+    model.initialize(3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(5)
+    return model.eval()
+
+
+def tokens(model: GPT, prompt: list[int], length: int = 20, **how: Any) -> list[int]:
+    return list(stream_tokens(model, prompt, length, **(HOW | how)))
+
+
+def test_greedy_takes_the_likeliest_token_every_time(model: GPT) -> None:
+    prompt = tokenizer.encode("The tower")
+    ids = list(prompt)
+    for _ in range(8):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids[-16:]]))[0, -1].argmax()))
+    assert tokens(model, prompt, 8, temperature=0, seed=1) == ids[len(prompt) :]
+    assert tokens(model, prompt, 8, temperature=0, seed=2) == ids[len(prompt) :]
+
+
+def test_one_candidate_is_greedy(model: GPT) -> None:
+    assert tokens(model, [5], top_k=1, temperature=1.5) == tokens(model, [5], temperature=0)
+
+
+def test_a_seed_decides_the_text(model: GPT) -> None:
+    first = tokens(model, [5], seed=1, temperature=1.5)
+    assert tokens(model, [5], seed=1, temperature=1.5) == first
+    assert tokens(model, [5], seed=2, temperature=1.5) != first
+
+
+def test_only_the_likeliest_are_drawn(model: GPT) -> None:
+    with torch.no_grad():
+        allowed = set(model(torch.tensor([[5]]))[0, -1].topk(3).indices.tolist())
+    drawn = {tokens(model, [5], 1, top_k=3, temperature=5.0, seed=seed)[0] for seed in range(60)}
+    assert drawn == allowed
+
+
+@pytest.mark.parametrize("temperature", [0.7, 2.0])
+def test_tokens_are_drawn_as_often_as_the_model_says(model: GPT, temperature: float) -> None:
+    with torch.no_grad():
+        logits = model(torch.tensor([[5]]))[0, -1]
+    best = logits.topk(4)
+    expected = (best.values / temperature).softmax(0)
+    draws = [tokens(model, [5], 1, top_k=4, temperature=temperature, seed=seed)[0] for seed in range(400)]
+    for index, share in zip(best.indices.tolist(), expected.tolist(), strict=True):
+        assert draws.count(index) / 400 == pytest.approx(share, abs=0.1)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-40])
+def test_a_tiny_temperature_is_greedy_and_no_crash(temperature: float, model: GPT) -> None:
+    assert tokens(model, [5], 4, temperature=temperature, top_k=0) == tokens(model, [5], 4, temperature=0)
+
+
+def test_all_tokens_may_be_drawn_from(model: GPT) -> None:
+    everything = tokens(model, [5], 12, top_k=0, temperature=5.0)
+    assert everything == tokens(model, [5], 12, top_k=50257, temperature=5.0)
+    assert everything != tokens(model, [5], 12, top_k=2, temperature=5.0)
+
+
+def test_a_prompt_longer_than_the_context_counts_with_its_end(model: GPT) -> None:
+    long = tokenizer.encode("one two three four five six seven eight nine ten " * 5)
+    assert len(long) > 16
+    assert tokens(model, long, temperature=0) == tokens(model, long[-16:], temperature=0)
+
+
+def test_nothing_is_generated_when_nothing_is_asked(model: GPT) -> None:
+    assert tokens(model, [5], 0) == []
+    assert list(stream_text(model, "x", 0, **HOW)) == []
+
+
+def test_an_empty_prompt_starts_a_new_text(model: GPT) -> None:
+    pieces = "".join(stream_text(model, "", 5, **HOW))
+    assert pieces == tokenizer.decode(tokens(model, [tokenizer.END_OF_TEXT], 5))
+
+
+def test_the_prompt_is_not_changed(model: GPT) -> None:
+    prompt = [5, 6]
+    tokens(model, prompt)
+    assert prompt == [5, 6]
+
+
+def test_streaming_joins_to_the_whole(model: GPT) -> None:
+    prompt = "Every evening"
+    pieces = list(stream_text(model, prompt, 40, **HOW))
+    assert len(pieces) > 10
+    assert "".join(pieces) == tokenizer.decode(tokens(model, tokenizer.encode(prompt), 40))
+
+
+def streamed(ids: list[int], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The pieces of text that come out when the model says exactly these tokens."""
+
+    def says(*_: Any, **__: Any) -> Iterator[int]:
+        yield from ids
+
+    monkeypatch.setitem(stream_text.__globals__, "stream_tokens", says)
+    return list(stream_text(None, "", len(ids), **HOW))  # type: ignore[arg-type]
+
+
+@given(st.text(min_size=1))
+def test_characters_of_several_tokens_arrive_whole(text: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        pieces = streamed(tokenizer.encode(text), patch)
+    assert "".join(pieces) == text
+    assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
+
+
+BYTES = st.sampled_from(range(256))  # GPT-2's first 256 tokens are the single bytes
+
+
+@given(st.lists(BYTES | st.integers(0, 50255), max_size=30))
+def test_whatever_a_model_says_streams_to_what_it_said(ids: list[int]) -> None:
+    """An untrained model says bytes that are no characters; none of them may spoil a character after them."""
+    with pytest.MonkeyPatch.context() as patch:
+        assert "".join(streamed(ids, patch)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "field"),
+    [
+        ((-1, 0.8, 50, 0), "length"),
+        ((100_001, 0.8, 50, 0), "length"),
+        ((5, -0.1, 50, 0), "temperature"),
+        ((5, 5.1, 50, 0), "temperature"),
+        ((5, float("nan"), 50, 0), "temperature"),
+        ((5, 0.8, -1, 0), "top_k"),
+        ((5, 0.8, 50, -1), "seed"),
+        ((5, 0.8, 50, 2**64), "seed"),
+    ],
+)
+def test_numbers_out_of_range(numbers: tuple[int, float, int, int], field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_sampling(*numbers)
+    assert [p.field for p in caught.value.problems] == [field]
+
+
+def test_all_numbers_out_of_range_are_told_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_sampling(-1, 9.0, -1, -1)
+    assert {p.field for p in caught.value.problems} == {"length", "temperature", "top_k", "seed"}
+
+
+# ---------------------------------------------------------------------------------------- from a stored run
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A folder of runs with one nano run in it whose checkpoint holds initial weights."""
+    folder = tmp_path_factory.mktemp("stored")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAB_RUNS", str(folder / "runs"))
+        patch.setenv("LAB_CORPORA", str(folder / "corpora"))
+        patch.setattr("os.fsync", lambda _: None)  # it only costs time here
+        run = new_run(TrainConfig(corpus="tiny", context_length=32, batch_size=1))
+        run.close()
+        model = GPT(run.config.model)
+        model.initialize(1)
+        weights = {name: w for name, w in model.state_dict().items() if name != "head.weight"}
+        save(run.folder, Contents(weights, {}, {}), {"step": 3}, to_dict(run.config))
+        yield folder / "runs", run.id
+
+
+@pytest.fixture
+def run_id(stored: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("LAB_RUNS", str(stored[0]))
+    return stored[1]
+
+
+def test_a_runs_model_continues_a_prompt(run_id: str) -> None:
+    text = generate_function(run_id, "Every evening", length=6, seed=4)
+    assert text and text == generate_function(run_id, "Every evening", step=3, length=6, seed=4)
+    assert not text.startswith("Every evening")
+
+
+def test_generating_leaves_the_global_random_numbers_alone(run_id: str) -> None:
+    """A training in the same process draws its dropout from them."""
+    state = torch.get_rng_state()
+    generate_function(run_id, "x", length=3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("seed", [2**70, -(2**70)])
+def test_a_seed_out_of_range_is_a_sentence(seed: int, run_id: str) -> None:
+    with pytest.raises(ConfigError, match="seed"):
+        generate_function(run_id, "x", length=1, seed=seed)
+
+
+def test_what_is_not_there_is_told(run_id: str) -> None:
+    with pytest.raises(RunError, match="There is no run"):
+        generate_function("20260101-000000-nano-tiny-0000", "x")
+    with pytest.raises(RunError, match="not the id of a run"):
+        generate_function("../" + run_id, "x")
+    with pytest.raises(CheckpointError, match="no checkpoint at step 4; it has: 3"):
+        generate_function(run_id, "x", step=4)
+    with pytest.raises(ConfigError):
+        generate_function(run_id, "x", length=-1)

@@ -1,0 +1,130 @@
+"""engine.loss: the last layer and its cross-entropy in one, equal to the plain formula in float64."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.loss import ROWS, linear_cross_entropy
+
+
+def case(rows: int, width: int = 8, words: int = 37, scale: float = 1.0, seed: int = 0) -> tuple[Tensor, ...]:
+    g = torch.Generator().manual_seed(seed)
+    hidden = (torch.randn(rows, width, generator=g) * scale).requires_grad_()
+    weight = torch.randn(words, width, generator=g).requires_grad_()
+    return hidden, weight, torch.randint(words, (rows,), generator=g)
+
+
+def plain(hidden: Tensor, weight: Tensor, targets: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and gradients in float64."""
+    h, w = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    loss = F.cross_entropy(h @ w.T, targets, reduction="sum")
+    (loss * factor).backward()
+    assert h.grad is not None and w.grad is not None
+    return loss.detach(), h.grad, w.grad
+
+
+def check(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
+    loss = linear_cross_entropy(hidden, weight, targets)
+    (loss / 3).backward()
+    expected, d_hidden, d_weight = plain(hidden, weight, targets, factor=1 / 3)
+    torch.testing.assert_close(loss.detach().double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(hidden.grad, d_hidden.float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weight.grad, d_weight.float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 2, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS, 3 * ROWS + 7])
+def test_loss_and_gradients_for_any_number_of_rows(rows: int) -> None:
+    check(*case(rows))
+
+
+@given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 60), st.integers(0, 1000))
+def test_loss_and_gradients_for_any_shape(rows: int, width: int, words: int, seed: int) -> None:
+    check(*case(rows, width, words, seed=seed))
+
+
+def test_the_blocks_memory_is_shared_by_different_vocabularies() -> None:
+    for words in (37, 1000, 3, 37):
+        check(*case(20, words=words))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 30.0, 1e3, 1e5])
+def test_extreme_logits(scale: float) -> None:
+    hidden, weight, targets = case(50, scale=scale)
+    loss = linear_cross_entropy(hidden, weight, targets)
+    loss.backward()
+    expected, d_hidden, d_weight = plain(hidden, weight, targets)
+    assert loss.isfinite() and hidden.grad is not None and weight.grad is not None
+    torch.testing.assert_close(loss.detach().double(), expected, rtol=1e-5, atol=1e-5)
+    # a logit of size s is known to s·2⁻²⁴, and so is the probability that is made from it
+    tolerance = max(1e-5, scale * 1e-5)
+    torch.testing.assert_close(hidden.grad.double(), d_hidden, rtol=1e-4, atol=tolerance)
+    torch.testing.assert_close(weight.grad.double(), d_weight, rtol=1e-4, atol=tolerance * max(1.0, scale))
+
+
+def test_a_hopeless_target_costs_its_distance_and_a_sure_one_nothing() -> None:
+    hidden = torch.tensor([[1000.0], [-1000.0]])
+    weight = torch.tensor([[1.0], [-1.0]])
+    assert linear_cross_entropy(hidden[:1], weight, torch.tensor([1])).item() == 2000.0
+    assert linear_cross_entropy(hidden, weight, torch.tensor([0, 1])).item() == 0.0
+
+
+def test_what_is_not_finite_stays_visible() -> None:
+    hidden, weight, targets = case(3)
+    with torch.no_grad():
+        hidden[1, 0] = float("nan")
+    assert not linear_cross_entropy(hidden, weight, targets).isfinite()
+
+
+def test_no_gradient_work_when_none_is_wanted() -> None:
+    """The gradient of the weights is one product a block: without it, no tensor of their shape is made."""
+    hidden, weight, targets = case(2 * ROWS)
+    with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        loss = linear_cross_entropy(hidden, weight, targets)
+    assert not loss.requires_grad
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts["aten::mm"] == 2  # the logits of two blocks
+    assert "aten::addmm_" not in counts
+    torch.testing.assert_close(loss.double(), plain(hidden, weight, targets)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_of_the_size_of_all_logits_is_made() -> None:
+    hidden, weight, targets = case(8 * ROWS, words=500)
+    linear_cross_entropy(hidden, weight, targets)  # this thread's block exists now
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        linear_cross_entropy(hidden, weight, targets)
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert largest < ROWS * 500 * 4
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    cases = [case(3 * ROWS, seed=seed) for seed in range(4)]
+    results: dict[int, float] = {}
+
+    def work(i: int) -> None:
+        for _ in range(20):
+            results[i] = linear_cross_entropy(*cases[i]).item()
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, expected in enumerate(cases):
+        assert results[i] == pytest.approx(plain(*expected)[0].item(), rel=1e-5)
+
+
+def test_gradients_add_up_over_several_calls() -> None:
+    """Gradient accumulation: two halves give the gradient of the whole."""
+    hidden, weight, targets = case(100)
+    linear_cross_entropy(hidden[:50], weight, targets[:50]).backward()
+    linear_cross_entropy(hidden[50:], weight, targets[50:]).backward()
+    _, d_hidden, d_weight = plain(hidden, weight, targets)
+    torch.testing.assert_close(hidden.grad, d_hidden.float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weight.grad, d_weight.float(), rtol=1e-4, atol=1e-4)
