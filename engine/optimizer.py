@@ -53,9 +53,11 @@ class EightBitOptimizer(torch.optim.Optimizer):
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         self.parts = parts
         super().__init__([{"params": group["params"]} for part in parts for group in part.param_groups], {})
-        self.param_groups = [
-            group for part in parts for group in part.param_groups
-        ]  # shared, so a new rate reaches them
+        self.share_groups()
+
+    def share_groups(self) -> None:
+        """Make its groups those of the parts, so that a new rate reaches them; loading a state makes new ones."""
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Apply the gradients; `closure` is not supported."""
@@ -128,6 +130,8 @@ def unpack_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], s
         part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
         if getattr(part, "is_paged", False):
             _page_again(part)
+    if isinstance(optimizer, EightBitOptimizer):
+        optimizer.share_groups()
 
 
 def _parts(optimizer: torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, ...]:

@@ -115,6 +115,8 @@ def test_unpacking_keeps_the_rate_and_the_decay_it_was_built_with(name: str) -> 
     step(model, optimizer, seed=0)
     _, other = build(name, decay=0.2, rate=0.02)
     unpack_state(other, *pack_state(optimizer))
+    parts = other.parts if isinstance(other, EightBitOptimizer) else [other]
+    assert [id(group) for part in parts for group in part.param_groups] == [id(group) for group in other.param_groups]
     for group in other.param_groups:
         assert group["lr"] == 0.02
         assert group["weight_decay"] == (0.2 if group["params"][0].dim() >= 2 else 0.0)
