@@ -1,0 +1,42 @@
+"""The lab in the browser: `streamlit run app/Home.py`."""
+
+import sys
+from pathlib import Path
+
+import streamlit as st
+
+PROJECT = str(Path(__file__).resolve().parents[1])
+if PROJECT not in sys.path:  # so that it starts with nothing on PYTHONPATH
+    sys.path.insert(0, PROJECT)
+
+from app.widgets.guard import guard  # noqa: E402
+from engine import session  # noqa: E402
+
+st.set_page_config("LLM pretraining lab", page_icon=str(Path(__file__).parent / "assets/icon.svg"), layout="wide")
+
+
+st.html(
+    "<style>"
+    ".stMainBlockContainer { padding-top: 4.5rem; padding-bottom: 4rem; max-width: 90rem }"
+    "a.lab-link { color: inherit; font-weight: 600 }"
+    "</style>"
+)
+
+
+@st.cache_resource(show_spinner=False)
+def _warm_up() -> None:
+    session.warm_up()
+
+
+_warm_up()
+page = st.navigation(
+    [
+        st.Page("views/home.py", title="Home", icon=":material/home:", default=True),
+        st.Page("views/pretraining.py", title="Pretraining", icon=":material/model_training:", url_path="pretraining"),
+        st.Page("views/corpora.py", title="Corpora", icon=":material/menu_book:", url_path="corpora"),
+        st.Page("views/runs.py", title="Runs", icon=":material/stacked_line_chart:", url_path="runs"),
+    ],
+    position="top",
+)
+with guard():
+    page.run()

@@ -1,0 +1,54 @@
+"""Pretraining: start a run, watch it, steer it."""
+
+import streamlit as st
+
+from app.widgets import actions
+from app.widgets.config_form import config_form
+from app.widgets.formats import plain
+from app.widgets.guard import guard
+from app.widgets.live import run_view
+from app.widgets.plot import preload
+from engine.errors import RunError
+from engine.run import Run, active_runs, list_runs, load_run
+
+
+def chosen_run() -> Run | None:
+    """The run that the address names, else the one that trains, else the newest."""
+    run_id = st.query_params.get("run")
+    if run_id:
+        try:
+            return load_run(run_id)
+        except RunError as error:
+            st.error(plain(str(error)))
+    return next(iter(active_runs() or list_runs()), None)
+
+
+@st.fragment(run_every=2.0)
+@guard()
+def follow(shown: str) -> None:
+    """Go to a run that has begun elsewhere, for example in a terminal."""
+    active = active_runs()
+    if active and all(run.id != shown for run in active):
+        st.rerun()
+
+
+st.title("Pretraining", anchor=False)
+run = chosen_run()
+if run is None:
+    st.write("Train a small GPT from scratch. The settings below are a good first run: it takes about half a minute.")
+    with st.container(border=True):
+        config_form()
+    preload()
+else:
+    # Named after the run, so that it is closed again once the new one is shown; made only while it is open.
+    new = st.expander("New run", icon=":material/add:", key=f"new-run-{run.id}", on_change="rerun")
+    if new.open:
+        with new:
+            config_form()
+    run_view(run)
+if "run" not in st.query_params and (run is None or not run.is_locked):
+    follow(run.id if run else "")
+elif run is not None:
+    others = [other for other in active_runs() if other.id != run.id]
+    for other in others:
+        actions.run_link(other.id, f"Another run is training now: {other.info.get('name') or other.id}")

@@ -1,0 +1,90 @@
+"""What buttons do: start, resume, steer and delete runs through the engine, and say how it went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from typing import NoReturn
+from urllib.parse import quote
+
+import streamlit as st
+
+from app.widgets import formats
+from app.widgets.formats import plain
+from engine import session
+from engine.errors import LabError, RunBusyError
+from engine.run import delete_run
+
+PRETRAINING = "views/pretraining.py"
+
+
+def launch(start: Callable[[], str]) -> None:
+    """Start or resume a run and go to its live view; when refused, say why, and lead to the run that is going.
+
+    Raises:
+        ConfigError: for a form to tell beside its fields.
+    """
+    try:
+        run_id = start()
+    except RunBusyError as error:
+        st.error(plain(str(error)), icon=":material/block:")
+        if error.run_id:
+            run_link(error.run_id, "Go to the run that is training")
+    else:
+        show_run(run_id)
+
+
+def show_run(run_id: str) -> NoReturn:
+    """Go to a run's live view."""
+    st.switch_page(PRETRAINING, query_params={"run": run_id})
+
+
+def run_link(run_id: str, label: str, icon: str = ":material/arrow_forward:") -> None:
+    """A link to a run's live view."""
+    if (st.context.url or "").endswith("/pretraining"):
+        # A page link that leads to the page one is on does not change the address; a plain link does.
+        st.html(f'<a class="lab-link" href="?run={quote(run_id)}" target="_self">{escape(label)} →</a>')
+    else:
+        st.page_link(PRETRAINING, label=formats.plain(label), icon=icon, query_params={"run": run_id})
+
+
+def resume(run_id: str) -> None:
+    """Continue a run from its newest checkpoint."""
+    try:
+        launch(lambda: session.resume(run_id))
+    except LabError as error:
+        st.error(plain(str(error)))
+
+
+def steer(run_id: str, what: str) -> None:
+    """Pause, resume, save or stop a run, whichever process trains it."""
+    try:
+        session.request(run_id, what)
+    except LabError as error:  # it ended between the last tick and the click
+        st.toast(plain(str(error)), icon=":material/info:")
+
+
+@st.dialog("Delete runs")
+def confirm_deletion(run_ids: list[str], names: list[str]) -> None:
+    """Ask, then delete."""
+    st.write("This deletes metrics, samples and checkpoints for good:" if run_ids else "")
+    for run_id, name in zip(run_ids, names, strict=True):
+        st.text(f"{name}  ({run_id})")
+    with st.container(horizontal=True):
+        if st.button("Delete", type="primary", icon=":material/delete:"):
+            _delete(run_ids)
+        if st.button("Cancel"):
+            st.rerun()
+
+
+def _delete(run_ids: list[str]) -> None:
+    refused = []
+    for run_id in run_ids:
+        try:
+            delete_run(run_id)
+        except LabError as error:
+            refused.append(str(error))
+    if not refused:
+        st.rerun()
+    for sentence in refused:
+        st.error(plain(sentence))

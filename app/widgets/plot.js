@@ -1,0 +1,89 @@
+// Draws a Plotly figure in place: points are added to the chart that is there, so that a zoom survives and the browser
+// does a fraction of the work of a new chart. What nobody can see is not drawn: the cores are those that train.
+
+const LIBRARY = new URL("component/app.widgets.plot.plotly/plotly.min.js", document.baseURI).href
+
+function library() {
+  window.labPlotly ??= new Promise((loaded, failed) => {
+    const script = document.createElement("script")
+    script.src = LIBRARY
+    script.onload = () => loaded(window.Plotly)
+    script.onerror = failed
+    document.head.append(script)
+  })
+  return window.labPlotly
+}
+
+// The figure's colours are those of a light background; the theme has its own for each of them.
+function themed({ figure: text, palette }, style) {
+  const colours = style.getPropertyValue("--st-chart-categorical-colors").split(",")
+  palette.forEach((colour, i) => {
+    if (colours[i]) text = text.replaceAll(colour, colours[i].trim())
+  })
+  const figure = JSON.parse(text)
+  const { layout } = figure
+  const ink = style.getPropertyValue("--st-text-color")
+  const grid = style.getPropertyValue("--st-border-color")
+  layout.font = { family: style.getPropertyValue("--st-font"), color: ink, size: 12 }
+  layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)"
+  layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: grid, activecolor: ink }
+  layout.hoverlabel = { bgcolor: style.getPropertyValue("--st-secondary-background-color"), bordercolor: grid }
+  for (const axis of [layout.xaxis, layout.yaxis]) Object.assign(axis, { gridcolor: grid, linecolor: grid })
+  return figure
+}
+
+const CONFIG = { displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] }
+
+class Chart {
+  constructor(box) {
+    this.box = box
+    this.inView = false
+    this.drawn = "" // what the chart shows now: figure and theme
+    this.view = new IntersectionObserver((entries) => {
+      this.inView = entries.at(-1).isIntersecting
+      this.draw()
+    })
+    this.view.observe(box)
+    this.size = new ResizeObserver(() => this.drawn && box.offsetWidth && window.Plotly.Plots.resize(box))
+    this.size.observe(box)
+    this.onShow = () => this.draw()
+    document.addEventListener("visibilitychange", this.onShow)
+  }
+
+  update(data) {
+    this.data = data
+    this.box.style.height = `${data.height}px`
+    this.draw()
+  }
+
+  async draw() {
+    if (!this.inView || document.hidden || !this.data) return
+    const Plotly = await library()
+    const style = getComputedStyle(this.box)
+    const wanted = this.data.figure + style.getPropertyValue("--st-text-color")
+    if (wanted === this.drawn) return
+    this.drawn = wanted
+    const figure = themed(this.data, style)
+    await Plotly.react(this.box, figure.data, figure.layout, CONFIG)
+  }
+
+  remove() {
+    this.view.disconnect()
+    this.size.disconnect()
+    document.removeEventListener("visibilitychange", this.onShow)
+    window.Plotly?.purge(this.box)
+  }
+}
+
+export default function ({ data, parentElement }) {
+  if (!data) return void library()
+  const box = parentElement.querySelector(".lab-plot")
+  parentElement.querySelector("h5").textContent = data.title
+  parentElement.querySelector("p").textContent = data.caption
+  box.labChart ??= new Chart(box)
+  box.labChart.update(data)
+  return () => {
+    box.labChart?.remove()
+    delete box.labChart
+  }
+}

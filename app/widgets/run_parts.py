@@ -1,0 +1,136 @@
+"""Parts of a run's view: its state, its samples, its log, its checkpoints and settings. All texts are shown as text."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from app.widgets import formats
+from app.widgets.snapshot import Snapshot
+from app.widgets.texts import texts
+from engine.config import SETTINGS, TrainConfig, label
+from engine.errors import LabError
+
+SHOWN_SAMPLES = 5
+STATES = {  # state -> colour, icon
+    "preparing": ("blue", ":material/hourglass_top:"),
+    "running": ("green", ":material/play_arrow:"),
+    "paused": ("orange", ":material/pause:"),
+    "stopped": ("gray", ":material/stop:"),
+    "completed": ("blue", ":material/check:"),
+    "failed": ("red", ":material/error:"),
+    "interrupted": ("orange", ":material/power_off:"),
+}
+
+
+def state_badge(state: str) -> None:
+    """The state in its colour."""
+    colour, icon = STATES[state]
+    st.badge(state, color=colour, icon=icon)
+
+
+def samples(shot: Snapshot) -> None:
+    """Generated texts, the newest first; the prompt stands apart from what the model made of it."""
+    if shot.samples.empty:
+        st.caption("The first sample appears here when it is generated.")
+        return
+    newest = shot.samples.iloc[::-1].head(SHOWN_SAMPLES)
+    texts([_sample(row) for row in newest.itertuples()], key="samples")
+    if len(shot.samples) > len(newest):
+        st.caption(f"{len(shot.samples) - len(newest):,} older samples are in the run's folder.")
+
+
+def _sample(row: Any) -> dict[str, str]:
+    how = "always the likeliest token" if row.temperature == 0 else f"temperature {row.temperature:g}"
+    return {"heading": f"Step {row.step:,} · {how}", "prompt": row.prompt or "", "text": row.text or ""}
+
+
+def log(shot: Snapshot) -> None:
+    """The run's events, the newest first."""
+    events = shot.events[::-1][:200]
+    if not events:
+        st.caption("Nothing happened yet.")
+        return
+    with st.container(height=_height(events), border=True):
+        st.text("\n".join(f"{formats.clock(e.time)}   {e.message}" for e in events))
+
+
+def _height(rows: list[Any]) -> int:
+    return min(360, 48 + 26 * len(rows))
+
+
+def checkpoints(shot: Snapshot) -> None:
+    """All checkpoints, the newest first."""
+    if not shot.checkpoints:
+        st.caption("No checkpoint yet. One is saved at the end, at regular steps, and with *Save now*.")
+        return
+    rows = [
+        {
+            "step": c.step,
+            "training loss": c.progress.get("train_loss"),
+            "validation loss": c.progress.get("val_loss"),
+            "size": formats.size(c.bytes) if not c.problem else formats.DASH,
+            "saved": formats.moment(c.saved),
+            "note": c.problem,
+        }
+        for c in reversed(shot.checkpoints)
+    ]
+    table = pd.DataFrame(rows)
+    if not table.note.any():
+        table = table.drop(columns="note")
+    st.dataframe(table, hide_index=True, placeholder=formats.DASH, column_config=_LOSSES)
+
+
+_LOSSES = {
+    "training loss": st.column_config.NumberColumn(format="%.3f"),
+    "validation loss": st.column_config.NumberColumn(format="%.3f"),
+}
+
+
+def settings(shot: Snapshot) -> None:
+    """Every setting the run trains with; those that were changed from the defaults are marked."""
+    try:
+        config = shot.run.config
+    except LabError as error:
+        st.caption(formats.plain(str(error)))
+        return
+    requested = shot.info.get("requested")
+    requested = requested if isinstance(requested, dict) else {}
+    rows = [
+        {
+            "setting": label(f.name),
+            "value": _value(getattr(config, f.name)),
+            "": "changed" if f.name in requested else "",
+            "what it does": SETTINGS[f.name].metadata["help"],
+        }
+        for f in fields(TrainConfig)
+    ]
+    st.dataframe(pd.DataFrame(rows), hide_index=True)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def environment(shot: Snapshot) -> None:
+    """Machine and versions with which the run was started."""
+    facts = shot.info.get("environment")
+    facts = dict(facts) if isinstance(facts, dict) else {}
+    machine, packages = facts.pop("machine", None) or {}, facts.pop("packages", None) or {}
+    rows = {**facts, **machine, **{name: version for name, version in packages.items() if version}}
+    if not rows:
+        st.caption("The run did not record its environment.")
+        return
+    table = pd.DataFrame([(name.replace("_", " "), _fact(value)) for name, value in rows.items()])
+    st.dataframe(table.set_axis(["what", "value"], axis=1), hide_index=True)
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or formats.DASH
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,100 @@
+"""A run as it is at one moment, read once for all tabs that show it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from engine.checkpoint import Checkpoint
+from engine.run import ACTIVE_STATES, Event, Run
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a run's folder held when `signature` was taken."""
+
+    run: Run
+    signature: tuple[Any, ...]
+    info: dict[str, Any]
+    state: str
+    metrics: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        """The run's name, or its id when nobody can read the name any more."""
+        return str(self.info.get("name") or self.run.id)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether some process trains it."""
+        return self.state in ACTIVE_STATES
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps that were planned; 0 when run.json is damaged."""
+        total = self.info.get("total_steps")
+        return total if isinstance(total, int) else 0
+
+    @cached_property
+    def last(self) -> dict[str, Any]:
+        """The last measured row; {} before the first step."""
+        return {} if self.metrics.empty else self.metrics.iloc[-1].to_dict()
+
+    @cached_property
+    def last_val_loss(self) -> float | None:
+        """The validation loss that was measured last."""
+        measured = self.metrics.val_loss.dropna()
+        return None if measured.empty else float(measured.iloc[-1])
+
+    @cached_property
+    def seconds_left(self) -> float | None:
+        """An estimate: the steps to come at the pace of the last fifty, evaluation and saving included."""
+        recent = self.metrics.tail(50)
+        if len(recent) < 2 or not self.is_active:
+            return None
+        pace = (recent.elapsed_s.iloc[-1] - recent.elapsed_s.iloc[0]) / (recent.step.iloc[-1] - recent.step.iloc[0])
+        return float(pace) * (self.total_steps - int(recent.step.iloc[-1]))
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """Generated texts, oldest first."""
+        return self.run.samples
+
+    @cached_property
+    def events(self) -> list[Event]:
+        """The run's log, oldest first."""
+        return self.run.events
+
+    @cached_property
+    def checkpoints(self) -> list[Checkpoint]:
+        """By step, oldest first."""
+        return self.run.checkpoints
+
+    @property
+    def resume_step(self) -> int | None:
+        """Where a resume would go on: the newest whole checkpoint; None when there is none or no need."""
+        if self.is_active or self.state == "completed":
+            return None
+        return max((c.step for c in self.checkpoints if not c.problem), default=None)
+
+    @cached_property
+    def problems(self) -> list[str]:
+        """A sentence for each damaged file that readers skip."""
+        return self.run.problems
+
+
+def snapshot(run: Run) -> Snapshot:
+    """The run now; the same object as before when nothing has changed."""
+    return read(run.folder, run.signature)
+
+
+@lru_cache(maxsize=16)
+def read(folder: Path, signature: tuple[Any, ...]) -> Snapshot:
+    """The run as it was when it had this signature, as long as it is remembered; else as it is now."""
+    run = Run(folder)
+    info = run.info
+    return Snapshot(run, signature, info, run.state_of(info), run.metrics)

@@ -1,0 +1,221 @@
+"""Every page, with no run, with damaged ones and with finished ones: never a traceback, always a sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app.widgets.formats import plain
+from engine import session
+from engine.checkpoint import FILES, FORMAT
+from engine.config import SETTINGS
+from engine.errors import RunBusyError
+
+Open = Callable[..., AppTest]
+Make = Callable[..., Path]
+
+PAGES = ("home", "pretraining", "corpora", "runs")
+DONE = "20261122-153012-nano-verdict-0001"
+OTHER = "20261122-153013-nano-verdict-0002"
+
+
+def texts(page: AppTest) -> str:
+    """All text of a page."""
+    kinds = (page.title, page.subheader, page.markdown, page.caption, page.text, page.code, page.error, page.warning)
+    shown = [str(element.value) for kind in kinds for element in kind]
+    return "\n".join([*shown, *(f"{m.label}: {m.value}" for m in page.metric)])
+
+
+def expect_sound(page: AppTest) -> None:
+    assert not page.exception
+    assert "Something went wrong" not in texts(page) and "Traceback" not in texts(page)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_without_runs_every_page_welcomes(open_page: Open, name: str) -> None:
+    page = open_page(name)
+    expect_sound(page)
+    assert not page.error
+    assert len(page.title) == 1
+
+
+def test_home_offers_a_first_run_and_knows_this_machine(open_page: Open) -> None:
+    page = open_page("home")
+    assert "Your first run" in texts(page)
+    assert [button.label for button in page.button] == ["Smoke run"]
+    assert {"Device", "Memory", "Threads", "Precision"} <= {metric.label for metric in page.metric}
+
+
+def test_home_lists_recent_runs(open_page: Open, make_run: Make) -> None:
+    make_run(DONE)
+    assert "training loss 5.700" in texts(open_page("home"))
+
+
+def test_the_form_says_what_the_run_will_be(open_page: Open) -> None:
+    page = open_page("pretraining")
+    shown = {metric.label: metric.value for metric in page.metric}
+    assert shown["Steps"] == "14" and shown["Tokens"] == "14,336" and shown["Parameters"] == "9.94 M"
+    assert not page.button(key="start").disabled
+    page.number_input(key="setting-batch_size").set_value(2).run()
+    shown = {metric.label: metric.value for metric in page.metric}
+    assert shown["Steps"] == "27" and shown["Effective batch"] == "512 tokens"
+
+
+def test_the_form_has_a_widget_for_every_setting(open_page: Open) -> None:
+    page = open_page("pretraining")
+    page.session_state["more-settings"] = True
+    page.run()
+    kinds = (page.selectbox, page.number_input, page.text_input, page.toggle)
+    found = {widget.key: widget for kind in kinds for widget in kind if str(widget.key).startswith("setting-")}
+    assert set(found) == {f"setting-{name}" for name in SETTINGS}
+    for name, setting in SETTINGS.items():
+        assert found[f"setting-{name}"].help == setting.metadata["help"]
+
+
+def test_problems_stand_beside_their_fields_all_together(open_page: Open) -> None:
+    page = open_page("pretraining")
+    page.session_state["more-settings"] = True
+    page.run()
+    page.number_input(key="setting-context_length").set_value(2048)
+    page.selectbox(key="setting-precision").set_value("fp16").run()
+    page.number_input(key="setting-batch_size").set_value(4000).run()
+    beside = [element.value for element in page.markdown if ":red[" in element.value]
+    assert len(beside) == 2  # the precision, and the batch that the text cannot fill
+    assert any("fp16" in text for text in beside) and any("Lower Batch size" in text for text in beside)
+    assert "Precision" in page.error[0].value and "Batch size" in page.error[0].value
+    assert page.button(key="start").disabled
+    expect_sound(page)
+
+
+def test_a_finished_run_is_shown_in_full(open_page: Open, make_run: Make) -> None:
+    make_run(DONE)
+    page = open_page("pretraining", run=DONE)
+    expect_sound(page)
+    shown = {metric.label: metric.value for metric in page.metric}
+    assert shown["Training loss"] == "5.700" and shown["Perplexity"] == "299"
+    assert shown["Validation loss"] == "6.500"
+    assert shown["Training time"] == "6.0 s"
+    assert page.get("progress")[0].proto.text == "Step 30 of 30"
+    (sample,) = [json.loads(c.proto.json) for c in page.get("bidi_component") if "lab_texts" in c.proto.component_name]
+    assert sample == [{"heading": "Step 30 · temperature 0.8", "prompt": "It was", "text": " <b>*not*</b> Markdown"}]
+    assert not [button for button in page.button if button.label in ("Pause", "Resume", "Stop and save")]
+
+
+def add_checkpoint(folder: Path, step: int) -> None:
+    """A checkpoint as far as a list can tell: a manifest, and files of the sizes that it names."""
+    checkpoint = folder / "checkpoints" / f"step-{step:06d}"
+    checkpoint.mkdir(parents=True)
+    for name in FILES:
+        (checkpoint / name).write_bytes(b"12345")
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "saved": "2026-11-22T15:31:00Z",
+        "progress": {"step": step, "train_loss": 5.8},
+    }
+    manifest["files"] = {name: {"bytes": 5, "sha256": "0"} for name in FILES}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("state", ["stopped", "failed", "running"])  # running, but nobody holds the lock
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_a_run_that_was_cut_short_says_how_to_go_on(
+    open_page: Open, make_run: Make, state: str, has_checkpoint: bool
+) -> None:
+    error = "Memory ran out on cpu." if state == "failed" else ""
+    folder = make_run(DONE, state=state, error=error, total_steps=100)
+    if has_checkpoint:
+        add_checkpoint(folder, 20)
+    page = open_page("pretraining", run=DONE)
+    expect_sound(page)
+    assert [button.label for button in page.button if button.label == "Resume"] == ["Resume"] * has_checkpoint
+    if state == "failed":
+        assert plain(error) in page.error[0].value
+    if state == "running":
+        assert "interrupted" in texts(page)
+    if state != "stopped":
+        assert ("from step 20" if has_checkpoint else "no checkpoint") in texts(page)
+
+
+def press(page: AppTest, label: str) -> AppTest:
+    (button,) = [button for button in page.button if button.label == label]
+    return button.click().run()
+
+
+def test_a_resume_that_fails_is_a_sentence(open_page: Open, make_run: Make) -> None:
+    add_checkpoint(make_run(DONE, state="stopped", total_steps=100), 20)
+    page = press(open_page("pretraining", run=DONE), "Resume")
+    expect_sound(page)
+    assert len(page.error) == 1  # this checkpoint holds no tensors, and the corpus is not the one the run knew
+
+
+def test_a_second_start_is_refused_with_a_link(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_args: object, **_more: object) -> str:
+        raise RunBusyError("Run a is training now. Stop it first.", "a")
+
+    monkeypatch.setattr(session, "start", busy)
+    for name, button in (("pretraining", "Start"), ("home", "Smoke run")):
+        page = press(open_page(name), button)
+        assert plain("Stop it first.") in page.error[0].value
+        links = [link.proto for link in page.get("page_link")]
+        assert any("run that is training" in link.label and "run=a" in link.query_string for link in links)
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("damage", ["no json", "not an object", "empty object", "odd values", "torn metrics"])
+def test_a_damaged_run_harms_no_page(open_page: Open, make_run: Make, name: str, damage: str) -> None:
+    make_run(OTHER)
+    folder = make_run(DONE)
+    contents = {
+        "no json": "{",
+        "not an object": "[1, 2]",
+        "empty object": "{}",
+        "odd values": '{"state": 7, "config": 3, "progress": [1], "total_steps": "x", "created": 5, "environment": 9}',
+    }
+    if damage in contents:
+        (folder / "run.json").write_text(contents[damage])
+    else:
+        (folder / "metrics.parquet").write_bytes(b"PAR1 and no more")
+    page = open_page(name, **({"run": DONE} if name == "pretraining" else {}))
+    expect_sound(page)
+    if name == "pretraining" and damage == "torn metrics":
+        assert "damaged or foreign" in texts(page)
+
+
+@pytest.mark.parametrize("run_id", ["../../etc", "20990101-000000-nano-verdict-ffff", "%2e%2e", "<script>"])
+def test_an_unknown_run_is_a_sentence(open_page: Open, run_id: str) -> None:
+    page = open_page("pretraining", run=run_id)
+    expect_sound(page)
+    assert len(page.error) == 1
+
+
+def test_a_corpus_that_cannot_be_read_is_a_sentence(open_page: Open, folders: Path) -> None:
+    (folders / "corpora" / "latin.txt").write_bytes("Dvořák".encode("iso8859-2"))
+    (folders / "corpora" / "empty.txt").write_text("")
+    (folders / "corpora" / "mine.txt").write_text("# Not a heading\n" * 40)
+    page = open_page("corpora")
+    expect_sound(page)
+    assert len(page.error) == 2
+    assert any(element.value.startswith("# Not a heading") for element in page.code)
+    assert {"20,479", "5,145"} <= {metric.value for metric in page.metric}
+
+
+def test_runs_lists_and_lays_over_each_other(open_page: Open, make_run: Make) -> None:
+    make_run(DONE, name="A")
+    make_run(OTHER, name="B")
+    page = open_page("runs")
+    expect_sound(page)
+    table = page.dataframe[0].value
+    assert list(table.name) == ["B", "A"]  # the newest first
+    assert list(table["training loss"]) == pytest.approx([5.7, 5.7])
+    assert list(table.state) == ["completed", "completed"]
+
+
+def test_runs_without_runs_leads_to_a_first_one(open_page: Open) -> None:
+    page = open_page("runs")
+    assert "There is no run yet" in texts(page)
+    assert not page.dataframe
