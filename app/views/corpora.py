@@ -48,7 +48,7 @@ def show(corpus: Corpus) -> None:
 
 def preview(corpus: Corpus, characters: int) -> None:
     """The beginning of the text, as text."""
-    with corpus.path.open(encoding="utf-8") as file:
+    with corpus.path.open(encoding="utf-8-sig") as file:
         st.code(file.read(PREVIEW), language=None, wrap_lines=True, height=320)
     if characters > PREVIEW:
         st.caption(f"The first {PREVIEW:,} of {characters:,} characters.")

@@ -209,6 +209,8 @@ def _figure(view: View, unit: str) -> Figure:
             | dict(
                 title=dict(text=AXES[view.x]),
                 showgrid=False,
+                spikethickness=1,
+                spikedash="solid",
                 type="log" if view.log_x else "linear",
                 unifiedhovertitle=dict(text=_HOVER[view.x]),
                 ticksuffix=" s" if view.x == "elapsed_s" else "",

@@ -28,11 +28,13 @@ function themed({ figure: text, palette }, style) {
   layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)"
   layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: grid, activecolor: ink }
   layout.hoverlabel = { bgcolor: style.getPropertyValue("--st-secondary-background-color"), bordercolor: grid }
-  for (const axis of [layout.xaxis, layout.yaxis]) Object.assign(axis, { gridcolor: grid, linecolor: grid })
+  for (const axis of [layout.xaxis, layout.yaxis]) Object.assign(axis, { gridcolor: grid, linecolor: grid, spikecolor: ink })
   return figure
 }
 
-const CONFIG = { displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] }
+// Nothing leaves this machine: no button that sends a chart to a server.
+const UNWANTED = ["sendChartToCloud", "lasso2d", "select2d", "autoScale2d"]
+const CONFIG = { displaylogo: false, showSendToCloud: false, modeBarButtonsToRemove: UNWANTED }
 
 class Chart {
   constructor(box) {

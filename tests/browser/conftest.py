@@ -27,7 +27,6 @@ class App:
         self.runs = folder / "runs"
         self.runs.mkdir()
         self.log = folder / "server.log"
-        # Two cores are enough for everyone, and the same numbers come out wherever the tests run.
         self.environment = os.environ | {"LAB_RUNS": str(self.runs)}
         self.environment.pop("PYTHONPATH", None)
         with socket.socket() as free:
@@ -88,5 +87,12 @@ def app(tmp_path: Path) -> Iterator[App]:
 def page(browser: Browser, app: App) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1440, "height": 1000}, base_url=app.address)
     context.set_default_timeout(30_000)
+    outside: list[str] = []
+    context.on("request", lambda request: outside.append(request.url) if is_outside(request.url, app) else None)
     yield context.new_page()
     context.close()
+    assert not outside, f"The pages asked for something that is not on this machine: {outside}"
+
+
+def is_outside(url: str, app: App) -> bool:
+    return url.startswith("http") and not url.startswith(app.address)

@@ -155,7 +155,7 @@ def test_start_watch_reload_steer_compare(app: App, page: Page) -> None:
 
     # A second, short run; then find both on Runs and lay them over each other.
     page.get_by_text("New run", exact=True).click()
-    fill_form(page, epochs="0.05")
+    fill_form(page, epochs="0.02")
     press_start(page)
     wait_for(lambda: len(list(app.runs.glob("*/run.json"))) == 2)
     expect_state(page, "completed")

@@ -9,6 +9,7 @@ from engine import TrainConfig, train
 from engine.metrics import METRICS
 
 
+@pytest.mark.timeout(400)
 def test_the_smoke_run_falls_below_seven() -> None:
     run = train(TrainConfig(config="nano", corpus="verdict", epochs=3))
     rows = pd.read_parquet(run.folder / "metrics.parquet")  # as a person would read it
@@ -30,8 +31,9 @@ def test_the_smoke_run_falls_below_seven() -> None:
     assert set(run.samples.prompt) == {"I had always thought"}
 
 
+@pytest.mark.timeout(400)
 def test_a_small_text_is_learnt_by_heart() -> None:
-    config = TrainConfig(config="nano", corpus="tiny", epochs=60, context_length=64, batch_size=2, sample_length=0)
+    config = TrainConfig(config="nano", corpus="tiny", epochs=40, context_length=64, batch_size=2, sample_length=0)
     rows = train(config).metrics
     assert rows.train_loss.tail(5).mean() < 1.5
     best, last = rows.val_loss.min(), rows.val_loss.dropna().iloc[-1]

@@ -21,7 +21,7 @@ def row(config: str, *values: Any) -> dict[str, Any]:
 
 
 def test_every_combination_was_trained_to_its_end() -> None:
-    assert len({tuple(r[axis] for axis in ("config", *AXES)) for r in GRID}) == 2 * 3 * 3 * 2 * 2
+    assert len({tuple(r[axis] for axis in ("config", *AXES)) for r in GRID}) == 2 * 3 * 1 * 2 * 2
     assert {r["state"] for r in GRID} == {"completed"}
     for r in GRID:
         assert len(r["train_loss"]) == RECORD["steps"][r["config"]]
@@ -38,29 +38,21 @@ def follows(mine: dict[str, Any], reference: dict[str, Any], within: float) -> b
 def test_reduced_precision_follows_fp32(precision: str) -> None:
     for r in GRID:
         if r["precision"] == precision:
-            # 8-bit moments of the embedding make nano jump at this learning rate, and come back from different heights.
-            loose = r["config"] == "nano" and r["optimizer"] != "adamw"
-            reference = row(r["config"], "fp32", *(r[axis] for axis in AXES[1:]))
-            assert follows(r, reference, 0.5 if loose else 0.1), r
+            assert follows(r, row(r["config"], "fp32", *(r[axis] for axis in AXES[1:])), within=0.1), r
 
 
 def test_attention_and_checkpointing_do_not_change_the_curve() -> None:
     for r in GRID:
-        loose = r["config"] == "nano" and r["optimizer"] != "adamw"
-        reference = row(r["config"], r["precision"], r["optimizer"], "sdpa", False)
-        assert follows(r, reference, 0.5 if loose else 0.05), r
+        assert follows(r, row(r["config"], r["precision"], r["optimizer"], "sdpa", False), within=0.05), r
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_what_saves_memory_does(precision: str) -> None:
-    for optimizer in ("adamw", "adamw_8bit", "paged_adamw_8bit"):
-        for attention in ("sdpa", "manual"):
-            plain = row("medium", precision, optimizer, attention, False)
-            assert row("medium", precision, optimizer, attention, True)["peak_gib"] < 0.8 * plain["peak_gib"]
-        fused = row("medium", precision, optimizer, "sdpa", False)
-        assert fused["peak_gib"] < 0.8 * row("medium", precision, optimizer, "manual", False)["peak_gib"]
-    full, eight = (row("medium", precision, o, "sdpa", True)["peak_gib"] for o in ("adamw", "adamw_8bit"))
-    assert full - eight > 0.6, "two moments of 124 million weights in 8 bits instead of 32 save 0.69 GiB"
+    for attention in ("sdpa", "manual"):
+        plain = row("medium", precision, "adamw", attention, False)
+        assert row("medium", precision, "adamw", attention, True)["peak_gib"] < 0.8 * plain["peak_gib"]
+    fused = row("medium", precision, "adamw", "sdpa", False)
+    assert fused["peak_gib"] < 0.8 * row("medium", precision, "adamw", "manual", False)["peak_gib"]
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been() -> None:
