@@ -16,10 +16,10 @@ from playwright.sync_api import Page, expect
 from engine.run import Run
 from tests.browser.conftest import PROJECT, App
 
-FIRST_POINT_S = 5.0  # on two cores that do nothing else; the test allows twice that
-SLOW = 60_000  # ms, for a loaded machine
+FIRST_POINT_S = 5.0  # on two cores that do nothing else; the test allows three times that
+SLOW = 120_000  # ms; a slow or busy machine is no failure
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 def points(page: Page) -> int:
@@ -99,7 +99,7 @@ def test_start_watch_reload_steer_compare(app: App, page: Page) -> None:
     wait_for(lambda: points(page) > 0, say="No point appeared on the chart.")
     waited = time.monotonic() - pressed
     print(f"\nfirst point after {waited:.1f} s")
-    assert waited < 2 * FIRST_POINT_S
+    assert waited < 3 * FIRST_POINT_S
     expect_state(page, "running")
     run = only_run(app)
 
