@@ -153,7 +153,7 @@ class Run:
         if not self.is_locked:
             raise RunError(f"Run {self.id} is not being trained now.")
         try:
-            write_json(self.folder / "request.json", {"what": what, "time": now()})
+            write_json(self.folder / f"request-{what}.json", {"time": now()})  # one file a wish: none hides another
         except OSError as error:
             raise RunError(storage_sentence(error, self.folder)) from error
 
@@ -318,7 +318,8 @@ class ActiveRun:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _open_tables(self) -> None:
-        (self.folder / "request.json").unlink(missing_ok=True)
+        while self.take_request():  # of a process that is gone
+            pass
         self._metrics = TableWriter(self.folder, "metrics", METRICS)
         self._samples = TableWriter(self.folder, "samples", SAMPLES)
         remove_parts(self.folder / "run.json")
@@ -348,7 +349,7 @@ class ActiveRun:
         for name in ("step", "position", "epoch", "tokens", "elapsed_s", "train_loss", "tokens_per_s", "memory_gib"):
             progress[name] = _finite(row.get(name))
         if row.get("val_loss") is not None:
-            progress["val_loss"] = _finite(row["val_loss"])
+            progress["val_loss"], progress["val_step"] = _finite(row["val_loss"]), row["step"]
             best = progress.get("best_val_loss")
             if progress["val_loss"] is not None and (best is None or progress["val_loss"] < best):
                 progress["best_val_loss"], progress["best_val_step"] = progress["val_loss"], row["step"]
@@ -397,15 +398,13 @@ class ActiveRun:
         self._samples.compact()
 
     def take_request(self) -> str | None:
-        """What another process asked for with `Run.request`, once; None when there is nothing."""
-        path, taken = self.folder / "request.json", self.folder / ".request.taken"
-        if not path.exists():
+        """What another process asked for with `Run.request`, once and oldest first; None when there is nothing."""
+        asked = [(key, what) for what in REQUESTS if (key := file_key(self.folder / f"request-{what}.json"))]
+        if not asked:
             return None
-        path.replace(taken)  # what is asked from now on makes a new file, and is not lost
-        value = read_json(taken) or {}
-        taken.unlink(missing_ok=True)
-        what = value.get("what")
-        return what if what in REQUESTS else None
+        what = min(asked, key=lambda entry: entry[0][1])[1]  # by the time it was written
+        (self.folder / f"request-{what}.json").unlink(missing_ok=True)
+        return what
 
 
 def _finite(value: Any) -> Any:

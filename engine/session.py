@@ -101,7 +101,8 @@ def _load() -> None:
 
     environment.this_machine()
     tokenizer.encoding()
-    build_optimizer(torch.nn.Linear(1, 1), "adamw", learning_rate=0.0, weight_decay=0.0)  # its first loads much more
+    # The first optimizer loads much more. A norm has weights that are not drawn: a run may be training already.
+    build_optimizer(torch.nn.LayerNorm(1), "adamw", learning_rate=0.0, weight_decay=0.0)
 
 
 def _stop_at_exit() -> None:

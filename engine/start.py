@@ -184,6 +184,7 @@ def _resume(run: Run, lock: FolderLock) -> ActiveRun:
     plan = Plan(config, run.total_steps, int(info["windows"]), len(text.train), len(text.validation))
     info["progress"] = dict(checkpoint.progress)
     info["ended"] = None
+    info["diverged"] = False
     active = ActiveRun(run.id, plan, info, checkpoint, lock).open()
     try:
         for sentence in passed_over:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engine.checkpoint import prune, save
 from engine.config import TrainConfig, to_dict
 from engine.control import Control
-from engine.errors import LabError, TrainingError, storage_sentence
+from engine.errors import DivergedError, LabError, TrainingError, storage_sentence
 from engine.run import ActiveRun, Run
 from engine.start import new_run
 
@@ -42,7 +42,7 @@ def train(config: TrainConfig, run: ActiveRun | None = None, control: Control | 
         _train(run, control)
     except BaseException as error:
         failure = explain(error, run)
-        _record_failure(run, str(failure))
+        _record_failure(run, failure)
         raise failure from error.__cause__ if failure is error else error
     finally:
         run.close()
@@ -205,12 +205,13 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
 
 
-def _record_failure(run: ActiveRun, sentence: str) -> None:
+def _record_failure(run: ActiveRun, error: LabError) -> None:
     """Write down as much as the disk still takes; where it takes nothing, readers will say `interrupted`."""
     for write in (
-        run.flush,
-        lambda: run.event("failed", sentence),
-        lambda: run.set_state("failed", sentence),
+        run.finish,
+        lambda: run.note(diverged=isinstance(error, DivergedError)),
+        lambda: run.event("failed", str(error)),
+        lambda: run.set_state("failed", str(error)),
     ):
         with contextlib.suppress(OSError):
             write()

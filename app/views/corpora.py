@@ -23,7 +23,8 @@ def show(corpus: Corpus) -> None:
         if corpus.good_for:
             st.caption(f"Good for: {corpus.good_for}")
         try:
-            tokenized = open_tokens(corpus.name)
+            with st.spinner(f"Reading {formats.plain(corpus.title)} …"):
+                tokenized = open_tokens(corpus.name)
         except LabError as error:
             st.error(formats.plain(str(error)), icon=":material/error:")
             return

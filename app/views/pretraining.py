@@ -20,7 +20,11 @@ def chosen_run() -> Run | None:
             return load_run(run_id)
         except RunError as error:
             st.error(plain(str(error)))
-    return next(iter(active_runs() or list_runs()), None)
+    runs = active_runs() or list_runs()
+    watched = [
+        run for run in runs if run.id == st.session_state.get("watched")
+    ]  # when it ends, its outcome stays in view
+    return next(iter(watched or runs), None)
 
 
 @st.fragment(run_every=2.0)
@@ -40,6 +44,7 @@ if run is None:
         config_form()
     preload()
 else:
+    st.session_state["watched"] = run.id
     # Named after the run, so that it is closed again once the new one is shown; made only while it is open.
     new = st.expander("New run", icon=":material/add:", key=f"new-run-{run.id}", on_change="rerun")
     if new.open:

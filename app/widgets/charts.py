@@ -9,6 +9,7 @@ Colours are those of `PALETTE`, for a light background; whoever shows a figure o
 from __future__ import annotations
 
 import hashlib
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,7 +146,8 @@ def _mark_not_finite(figure: Figure, places: NDArray[Any]) -> None:
     for x in places[:10].tolist():
         figure["layout"]["shapes"] += [dict(type="line", x0=x, x1=x, y0=0, y1=1, **at)]
         text = dict(text="not a number", showarrow=False, font=dict(color=ALARM), xanchor="right")
-        figure["layout"]["annotations"] += [dict(x=x, y=1, yref="paper", **text)]
+        at_x = math.log10(x) if figure["layout"]["xaxis"]["type"] == "log" and x > 0 else x  # unlike a shape's
+        figure["layout"]["annotations"] += [dict(x=at_x, y=1, yref="paper", **text)]
 
 
 def line_figure(curve: Curve, column: str, view: View, unit: str, *, hover: str = ",.4~g") -> Figure:
@@ -180,7 +182,7 @@ def _line(
         type="scatter",
         x=[_short(value) for value in x.tolist()],
         y=[_short(value) if math.isfinite(value) else None for value in y.tolist()],
-        name=name,
+        name=html.escape(name, quote=False),  # Plotly reads names as HTML
         mode="lines" if len(x) > 2 else "lines+markers",  # a single point has no line
         line=line,
         connectgaps=False,

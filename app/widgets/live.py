@@ -134,18 +134,20 @@ _WAITING = {
     "save": "Saving after this step …",
     "stop": "Stopping and saving after this step …",
 }
+_ENDS = ("stopped", "completed", "failed", "resumed")  # answer every wish, or make it void
 _ANSWERS = {"pause": "paused", "resume": "unpaused", "save": "saved", "stop": "stopped"}
 
 
 def _ask(shot: Snapshot, what: str) -> None:
+    events_before = len(shot.run.events)  # counted first: the answer may come at once
     actions.steer(shot.run.id, what)
-    st.session_state["asked"] = (shot.run.id, what, len(shot.events))
+    st.session_state["asked"] = (shot.run.id, what, events_before)
 
 
 def _asked(shot: Snapshot) -> str | None:
     """What this tab asked of the run and what its log does not yet answer."""
     run_id, what, events_before = st.session_state.get("asked", ("", "", 0))
-    if run_id != shot.run.id or any(e.kind == _ANSWERS[what] for e in shot.events[events_before:]):
+    if run_id != shot.run.id or any(e.kind in (_ANSWERS[what], *_ENDS) for e in shot.events[events_before:]):
         return None
     return what
 
@@ -153,7 +155,9 @@ def _asked(shot: Snapshot) -> str | None:
 def _outcome(shot: Snapshot) -> None:
     """Why a run is over, and what to do about it."""
     ahead = "It left no checkpoint, so it cannot be resumed; start a new run."
-    if shot.resume_step is not None:
+    if shot.info.get("diverged"):
+        ahead = f"In a terminal: `python -m engine.train --branch {shot.run.id} --learning-rate …`"
+    elif shot.resume_step is not None:
         ahead = f"*Resume* continues from step {shot.resume_step:,}."
     if shot.state == "failed":
         reason = str(shot.info.get("error") or "The run failed and left no reason.")

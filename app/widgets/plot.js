@@ -8,7 +8,10 @@ function library() {
     const script = document.createElement("script")
     script.src = LIBRARY
     script.onload = () => loaded(window.Plotly)
-    script.onerror = failed
+    script.onerror = (error) => {
+      delete window.labPlotly // so that the next drawing tries again
+      failed(error)
+    }
     document.head.append(script)
   })
   return window.labPlotly

@@ -71,7 +71,7 @@ def checkpoints(shot: Snapshot) -> None:
         {
             "step": c.step,
             "training loss": c.progress.get("train_loss"),
-            "validation loss": c.progress.get("val_loss"),
+            "validation loss": c.progress.get("val_loss") if c.progress.get("val_step") == c.step else None,
             "size": formats.size(c.bytes) if not c.problem else formats.DASH,
             "saved": formats.moment(c.saved),
             "note": c.problem,

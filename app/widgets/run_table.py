@@ -47,13 +47,16 @@ def _moment(iso: Any) -> datetime | None:
 def run_table(runs: list[Run]) -> list[Run]:
     """Show the runs and return the chosen ones, the newest first."""
     table = pd.DataFrame([row(run) for run in runs])
+    ids = [run.id for run in runs]
+    before = st.session_state.get("runs-chosen", ids[:1])
     event = st.dataframe(
         table,
-        key="runs-table",
+        # A selection is made of row numbers: another list is another table, to which the chosen runs are carried over.
+        key=f"runs-table-{hash(tuple(ids))}",
         hide_index=True,
         on_select="rerun",
         selection_mode="multi-row",
-        selection_default={"selection": {"rows": [0]}},
+        selection_default={"selection": {"rows": [ids.index(run_id) for run_id in before if run_id in ids]}},
         placeholder=formats.DASH,
         column_order=[column for column in table.columns if column != "id"],
         column_config={
@@ -67,4 +70,6 @@ def run_table(runs: list[Run]) -> list[Run]:
             "started": st.column_config.DatetimeColumn(format="DD MMM YYYY, HH:mm"),
         },
     )
-    return [runs[i] for i in sorted(event.selection.rows) if i < len(runs)]
+    chosen = [runs[i] for i in sorted(event.selection.rows) if i < len(runs)]
+    st.session_state["runs-chosen"] = [run.id for run in chosen]
+    return chosen

@@ -77,7 +77,7 @@ class Snapshot:
     @property
     def resume_step(self) -> int | None:
         """Where a resume would go on: the newest whole checkpoint; None when there is none or no need."""
-        if self.is_active or self.state == "completed":
+        if self.is_active or self.state == "completed" or self.info.get("diverged"):
             return None
         return max((c.step for c in self.checkpoints if not c.problem), default=None)
 

@@ -185,6 +185,8 @@ class _TextReport(_Report):
         )
 
     def update(self) -> None:
+        if self.run.state == "preparing":  # a resumed run's rows after its checkpoint are about to be forgotten
+            return
         metrics = self.run.metrics
         if len(metrics):
             last = metrics.iloc[-1]
@@ -224,7 +226,7 @@ class _TextReport(_Report):
 class _JsonReport(_Report):
     def __init__(self, run: ActiveRun) -> None:
         super().__init__(run)
-        self._step = self.first_step
+        self._step = self._validated = self.first_step
 
     def _print(self, kind: str, **values: Any) -> None:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
@@ -234,10 +236,16 @@ class _JsonReport(_Report):
         self._print("run", id=self.run.id, total_steps=self.total_steps, config=self.run.info["config"])
 
     def update(self) -> None:
+        if self.run.state == "preparing":  # as in the text report
+            return
         metrics = self.run.metrics
         for row in metrics[metrics["step"] > self._step].drop(columns="time").to_dict("records"):
             self._print("step", **row)
             self._step = row["step"]
+        measured = metrics[metrics["val_loss"].notna() & (metrics["step"] > self._validated)]
+        for row in measured[["step", "val_loss"]].to_dict("records"):
+            self._print("validation", **row)  # a line of its own: it comes after its step's
+            self._validated = row["step"]
         for event in self.new_events():
             self._print("event", event=event.kind, step=event.step, message=event.message)
 
