@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -364,12 +365,19 @@ def test_a_request_reaches_the_trainer_once(what: str) -> None:
     run.close()
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"what": "delete everything"}', '{"what": ["stop"]}'])
-def test_a_foreign_request_is_dropped(content: str) -> None:
+def test_no_request_hides_another() -> None:
     run = make()
-    (run.folder / "request.json").write_text(content)
+    run.reader.request("stop")
+    time.sleep(0.02)
+    run.reader.request("save")
+    assert [run.take_request(), run.take_request(), run.take_request()] == ["stop", "save", None]
+    run.close()
+
+
+def test_a_foreign_request_does_nothing() -> None:
+    run = make()
+    (run.folder / "request-delete.json").write_text("{}")
     assert run.take_request() is None
-    assert not (run.folder / "request.json").exists()
     run.close()
 
 
@@ -377,7 +385,7 @@ def test_nobody_can_be_asked_when_nobody_trains() -> None:
     run = finished()
     with pytest.raises(RunError, match="not being trained"):
         run.request("stop")
-    assert not (run.folder / "request.json").exists()
+    assert not list(run.folder.glob("request*"))
 
 
 def test_an_old_request_does_not_stop_the_next_start() -> None:
