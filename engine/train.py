@@ -62,8 +62,7 @@ def _train(run: ActiveRun, control: Control) -> None:
             break
         due = _due(state.config, state.step + 1, state.plan.total_steps)
         for row in train_step(state, wait=bool(due)):
-            run.log(row)
-            _warn_of_overflow(run, state, row)
+            _log(run, state, row)
         if "evaluate" in due:
             run.flush()  # a long evaluation must not hold back what was measured before it
             run.log(row | {"val_loss": evaluate(state)})
@@ -129,7 +128,9 @@ def _serve_requests(run: ActiveRun, state: TrainState, control: Control) -> None
         run.set_state("running")
 
 
-def _warn_of_overflow(run: ActiveRun, state: TrainState, row: dict[str, Any]) -> None:
+def _log(run: ActiveRun, state: TrainState, row: dict[str, Any]) -> None:
+    """Log a step, and say so when fp16 had to leave its update out."""
+    run.log(row)
     if state.scaler.is_enabled() and not math.isfinite(row["grad_norm"]):
         message = "fp16 gradients overflowed, so this step's update was left out and their scale halved."
         run.event("warning", message, row["step"])
@@ -140,7 +141,7 @@ def _settle(run: ActiveRun, state: TrainState) -> None:
     from engine.step import finished_rows
 
     for row in finished_rows(state):
-        run.log(row)
+        _log(run, state, row)
 
 
 def _sample(run: ActiveRun, state: TrainState) -> None:

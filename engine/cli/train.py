@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from engine.cli.common import DONE, FAILED, USAGE, add_setting_flags, duration, given_settings, run_command
+from engine.cli.common import DONE, FAILED, add_setting_flags, duration, given_settings, run_command
 from engine.config import flag
 from engine.control import Control
 from engine.errors import ConfigError, DivergedError, LabError, Problem
@@ -252,6 +252,3 @@ class _JsonReport(_Report):
     def end(self, error: LabError | None) -> None:
         progress = self.run.info.get("progress", {})
         self._print("end", id=self.run.id, state=self.run.state, error=str(error) if error else "", **progress)
-
-
-__all__ = ["USAGE", "main"]
