@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engine.errors import CorpusError
+
 
 def fsync_folder(folder: Path) -> None:
     """Make renames inside `folder` survive a loss of power."""
@@ -43,6 +45,25 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def require_space(folder: Path, size: int, what: str) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        folder: where it will be written.
+        size: bytes it will take, an estimate on the safe side.
+        what: it is, for the message.
+
+    Raises:
+        CorpusError: there is less free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise CorpusError(
+            f"{what[:1].upper()}{what[1:]} need about {size / 2**30:.2f} GiB, and the disk that holds {folder} has "
+            f"{free / 2**30:.2f} GiB free. Free some space, then try again."
+        )
+
+
 def remove_parts(path: Path) -> None:
     """Delete what killed writers of `path` left beside it; its name may be a pattern. Only for its one writer."""
     for part in path.parent.glob(f".{path.name}.*.part"):
@@ -53,6 +74,16 @@ def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as JSON, atomically. NaN and infinities are refused: they are not JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomic(path, lambda temporary: _write_text(temporary, text))
+
+
+def write_temporary(path: Path, text: str) -> None:
+    """Replace `path` for readers of this moment, without waiting for the disk: it may be lost when power fails."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from engine.config import TrainConfig, flag
+from engine.config import PRESETS, TrainConfig, flag
 from engine.data import count_windows
 from engine.errors import ConfigError, Problem
 
@@ -78,6 +78,33 @@ def make_plan(
         save_every=config.save_every or max(100, _every(total_steps, parts=5, most=1000)),
     )
     return Plan(resolved, total_steps, windows, train_tokens, val_tokens)
+
+
+def windows_by_preset(tokens: int, *, whole: bool = False) -> dict[str, int]:
+    """How many training windows an epoch has, for each preset at its own context length.
+
+    Args:
+        tokens: of the corpus.
+        whole: whether all of it is for training, since the corpus has an official validation text; otherwise the
+            default share at its end is left out.
+    """
+    train = tokens if whole else tokens - round(tokens * TrainConfig().val_fraction)
+    return {name: count_windows(train, preset.context_length) for name, preset in PRESETS.items()}
+
+
+def too_small_for(tokens: int, *, whole: bool = False) -> str:
+    """Which presets a corpus is too small for with the default batch, and why, in numbers; "" when for none."""
+    batch = TrainConfig().batch_size
+    windows = windows_by_preset(tokens, whole=whole)
+    small = [name for name in windows if windows[name] < batch]
+    if not small:
+        return ""
+    least = min(PRESETS[name].context_length for name in small)
+    share = tokens if whole else tokens - round(tokens * TrainConfig().val_fraction)
+    return (
+        f"Too small for {', '.join(small)}: a step takes {batch} × {least:,} tokens or more, and the training "
+        f"part has {share:,}. Take a smaller preset, batch or context."
+    )
 
 
 def _too_long(context: int, tokens: int) -> str:

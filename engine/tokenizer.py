@@ -9,8 +9,12 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import itertools
+import re
 
+import numpy as np
 import tiktoken
+from numpy.typing import NDArray
 
 from engine.config import VOCABULARY_SIZE
 from engine.errors import LabError
@@ -18,6 +22,7 @@ from engine.paths import ASSETS
 
 NAME = "gpt2"
 END_OF_TEXT = 50256
+MARK = "<|endoftext|>"
 
 VOCABULARY_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 
@@ -48,7 +53,7 @@ def encoding() -> tiktoken.Encoding:
         NAME,
         pat_str=PATTERN,
         mergeable_ranks=ranks,
-        special_tokens={"<|endoftext|>": END_OF_TEXT},
+        special_tokens={MARK: END_OF_TEXT},
         explicit_n_vocab=VOCABULARY_SIZE,
     )
 
@@ -58,6 +63,41 @@ def encode(text: str) -> list[int]:
     return encoding().encode_ordinary(text)
 
 
+# tiktoken gives up on a million white-space characters in a row. They are one match of the pattern, but for the last of
+# them when something follows. These are the characters that the pattern's \\s stands for.
+_LONG_SPACE = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]{500000,}")
+
+
+def encode_array(text: str) -> NDArray[np.uint16]:
+    """The ids of a text of any length as an array, without the detour of a list.
+
+    Args:
+        text: without halves of surrogate pairs.
+    """
+    if len(text) > 500_000 and (run := _LONG_SPACE.search(text)):
+        end = run.end() - (run.end() < len(text))
+        middle = np.array(encoding()._encode_single_piece(text[run.start() : end].encode()), dtype=np.uint16)
+        return np.concatenate([encode_array(text[: run.start()]), middle, encode_array(text[end:])])
+    return encoding().encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
+
+
 def decode(ids: list[int]) -> str:
     """The text of ids; a character cut in two at either end becomes U+FFFD."""
     return encoding().decode(ids)
+
+
+_VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"})
+
+
+def show(token: int) -> str:
+    """A token for people: "␣the" with its blank made visible.
+
+    Bytes that are no whole character of UTF-8, and characters that cannot be seen, are shown in hex: "<E2 80>".
+    """
+    # Invalid bytes become lone surrogates, which are not printable either.
+    text = encoding().decode_single_token_bytes(token).decode("utf-8", "surrogateescape").translate(_VISIBLE)
+    parts = []
+    for printable, characters in itertools.groupby(text, str.isprintable):
+        part = "".join(characters)
+        parts.append(part if printable else f"<{part.encode('utf-8', 'surrogateescape').hex(' ').upper()}>")
+    return "".join(parts)

@@ -1,4 +1,7 @@
-"""Which corpora there are: those the lab knows, and text files that a person dropped into the folder."""
+"""Which corpora there are: those the lab knows, and texts that a person dropped into the folder.
+
+A known corpus has an entry in `known`; this module finds corpora by name, and says where their files are.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.corpora.sources import Source
 from engine.errors import CorpusError
 from engine.paths import PROJECT, corpora_dir
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+SUFFIXES = (".txt", ".jsonl", ".md")  # of texts; the first that exists is taken
 
 
 @dataclass(frozen=True)
@@ -19,9 +24,14 @@ class Corpus:
     Attributes:
         name: what `--corpus` takes.
         title, description, good_for: for people.
-        licence, source: where it comes from and what may be done with it.
+        licence, source: what may be done with it and where it comes from.
         prompt: what samples begin with, unless the settings say otherwise.
-        built_in: whether it ships with the lab.
+        origin: how to get it; None for built-in texts and a person's own.
+        validation: name of the official validation corpus; "" where there is none.
+        size: bytes of the finished file, about; 0 when nobody knows before it is there.
+        suffix: of the file: `.txt` and `.md` are one text, `.jsonl` is one document a line (field `text`).
+        marked: whether `<|endoftext|>` in the text stands between documents, rather than for itself.
+        family: the heading under which it is listed; "" for none.
     """
 
     name: str
@@ -31,65 +41,66 @@ class Corpus:
     licence: str = ""
     source: str = ""
     prompt: str = "Once upon a time"
+    origin: Source | None = None
+    validation: str = ""
+    size: int = 0
+    suffix: str = ".txt"
+    marked: bool = False
+    family: str = ""
     built_in: bool = False
 
     @property
     def path(self) -> Path:
-        """The text file. Built-in texts are found in the project when the corpora folder was moved elsewhere."""
-        path = corpora_dir() / f"{self.name}.txt"
+        """The file. Built-in texts are found in the project when the corpora folder was moved elsewhere."""
+        path = corpora_dir() / f"{self.name}{self.suffix}"
         if self.built_in and not path.exists():
             return PROJECT / "corpora" / path.name
         return path
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the file exists; a downloaded one exists only whole and verified."""
+        return self.path.is_file()
 
-KNOWN = (
-    Corpus(
-        name="verdict",
-        title="The Verdict",
-        description="A complete short story by Edith Wharton, 1908.",
-        good_for="A first run: real prose, small enough to watch a model learn it by heart.",
-        licence="Public domain",
-        source="Scribner's Magazine, June 1908",
-        prompt="I had always thought",
-        built_in=True,
-    ),
-    Corpus(
-        name="tiny",
-        title="Tiny",
-        description="A few paragraphs about a lighthouse keeper and a machine that learns to guess the next word.",
-        good_for="Smoke tests: an epoch takes seconds.",
-        licence="Written for this project",
-        source="This project",
-        prompt="Every evening",
-        built_in=True,
-    ),
-)
+    @property
+    def mode(self) -> str:
+        """How it becomes tokens: `text`, `marked text` or `documents`."""
+        return "documents" if self.suffix == ".jsonl" else "marked text" if self.marked else "text"
 
 
 def list_corpora() -> list[Corpus]:
-    """All corpora: the known ones first, then the text files in the corpora folder, by name."""
-    known = {corpus.name: corpus for corpus in KNOWN}
-    dropped = sorted(
-        path.stem
-        for path in corpora_dir().glob("*.txt")
-        if path.stem not in known and _NAME.fullmatch(path.stem) and path.is_file()
-    )
-    return [*KNOWN, *(_dropped(name) for name in dropped)]
+    """All corpora: the known ones first, then the texts in the corpora folder, by name."""
+    from engine.corpora.known import KNOWN
+
+    known = {corpus.name for corpus in KNOWN}
+    dropped: dict[str, str] = {}
+    for suffix in SUFFIXES:
+        for path in corpora_dir().glob(f"*{suffix}"):
+            if path.stem not in known and NAME.fullmatch(path.stem) and path.is_file():
+                dropped.setdefault(path.stem, suffix)
+    return [*KNOWN, *(_dropped(name, dropped[name]) for name in sorted(dropped))]
 
 
-def _dropped(name: str) -> Corpus:
+def _dropped(name: str, suffix: str) -> Corpus:
     title = name.replace("_", " ").capitalize()
-    return Corpus(name, title, "Your own text.", source=f"{name}.txt in the corpora folder")
+    return Corpus(name, title, "Your own text.", source=f"{name}{suffix} in the corpora folder", suffix=suffix)
 
 
 def find_corpus(name: str) -> Corpus:
-    """The corpus called `name`.
+    """The corpus called `name`; a family's name, such as `pg19_small`, stands for its training split.
 
     Raises:
         CorpusError: there is none.
     """
+    from engine.corpora.known import canonical_name
+
+    wanted = canonical_name(name)
     corpora = list_corpora()
     for corpus in corpora:
-        if corpus.name == name:
+        if corpus.name == wanted:
             return corpus
-    raise CorpusError(f"There is no corpus {name!r}. There are: {', '.join(corpus.name for corpus in corpora)}.")
+    here = [corpus.name for corpus in corpora if corpus.is_here]
+    raise CorpusError(
+        f"There is no corpus {name!r}. Here are: {', '.join(here)}. "
+        "`python -m engine.download_corpora --list` shows what can be downloaded."
+    )

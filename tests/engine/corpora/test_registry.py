@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.corpora import find_corpus, list_corpora
-from engine.corpora.registry import KNOWN
+from engine.corpora.known import KNOWN
 from engine.errors import CorpusError
 from engine.paths import PROJECT
 
