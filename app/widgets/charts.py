@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from tsdownsample import MinMaxLTTBDownsampler
 
+from engine.corpora.ladder import Ladder
+from engine.corpora.statistics import Statistics
+
 MAX_POINTS = 1000  # per line: about one for each pixel of a wide chart
 PALETTE = ("#0f66b8", "#d1570b", "#0b8467", "#b13f86", "#8a6d00", "#3b3f9e", "#c2334b", "#5d6b7a")
 ALARM = PALETTE[6]
+NEUTRAL = PALETTE[7]
 Figure = dict[str, Any]
 DASHES = ("solid", "dash", "dot", "dashdot")
 
@@ -99,8 +103,14 @@ def thin(x: NDArray[Any], y: NDArray[np.float64], most: int = MAX_POINTS) -> NDA
     return np.array(sorted(musts.union(finite.tolist())))
 
 
-def loss_figure(curves: Sequence[Curve], view: View) -> Figure:
-    """Training loss, raw and smoothed, and the validation loss where it was measured; one run or several."""
+def loss_figure(curves: Sequence[Curve], view: View, rungs: Sequence[tuple[str, float]] = ()) -> Figure:
+    """Training loss, raw and smoothed, and the validation loss where it was measured; one run or several.
+
+    Args:
+        curves: of the runs.
+        view: how they are looked at.
+        rungs: names and losses of the loss ladder, drawn as lines where they are near the curves: see `_add_rungs`.
+    """
     figure = _figure(view, "nats per token")
     taken: dict[int, int] = {}
     for curve in curves:
@@ -111,6 +121,7 @@ def loss_figure(curves: Sequence[Curve], view: View) -> Figure:
             _add_training(figure, curve, view, DASHES[repeats % len(DASHES)], alone=alone)
         if "val" in view.parts:
             _add_validation(figure, curve, view, alone=alone)
+    _add_rungs(figure, rungs)
     return _say_if_empty(figure)
 
 
@@ -150,6 +161,50 @@ def _mark_not_finite(figure: Figure, places: NDArray[Any]) -> None:
         figure["layout"]["annotations"] += [dict(x=at_x, y=1, yref="paper", **text)]
 
 
+RUNG_REACH = 0.5  # nats above and below the curves
+LABEL_HEIGHT = 0.05  # of a chart's height, about: labels that are nearer to one another become one
+
+
+def _add_rungs(figure: Figure, rungs: Sequence[tuple[str, float]]) -> None:
+    """A thin line with a label for each rung within `RUNG_REACH` of what is drawn.
+
+    The others would squeeze the curves; a falling curve gets near them in its time. On a log axis, where half a nat can
+    be decades, a rung is no further below the lowest point than half of it.
+    """
+    layout = figure["layout"]
+    is_log = layout["yaxis"]["type"] == "log"
+    drawn = [y for line in figure["data"] for y in line["y"] if y is not None and (y > 0 or not is_log)]
+    if not drawn or not rungs:
+        return
+    lowest = max(min(drawn) - RUNG_REACH, min(drawn) / 2 if is_log else -math.inf)
+    near = [rung for rung in rungs if lowest <= rung[1] <= max(drawn) + RUNG_REACH]
+    line = dict(type="line", xref="paper", x0=0, x1=1, layer="below", opacity=0.5, line=dict(color=NEUTRAL, width=1))
+    layout["shapes"] += [line | dict(y0=loss, y1=loss) for _, loss in near]
+
+    def place(loss: float) -> float:
+        return math.log10(loss) if is_log else loss  # an annotation's place on a log axis, unlike a shape's
+
+    places = [place(y) for y in (min(drawn), max(drawn), *(loss for _, loss in near))]
+    label = dict(xref="paper", x=1, xanchor="right", yanchor="bottom", showarrow=False, borderpad=0)
+    for group in _near_rungs(near, place, LABEL_HEIGHT * (max(places) - min(places))):
+        text = " · ".join(f"{html.escape(name, quote=False)} {loss:.2f}" for name, loss in group)
+        font = dict(color=NEUTRAL, size=10)
+        layout["annotations"] += [label | dict(y=place(group[0][1]), text=text, font=font)]
+
+
+def _near_rungs(
+    rungs: Sequence[tuple[str, float]], place: Callable[[float], float], height: float
+) -> list[list[tuple[str, float]]]:
+    """Rungs, falling, in groups that share a label: it stands on the highest line of its group."""
+    groups: list[list[tuple[str, float]]] = []
+    for rung in sorted(rungs, key=lambda rung: -rung[1]):
+        if groups and place(groups[-1][0][1]) - place(rung[1]) <= height:
+            groups[-1].append(rung)
+        else:
+            groups.append([rung])
+    return groups
+
+
 def line_figure(curve: Curve, column: str, view: View, unit: str, *, hover: str = ",.4~g") -> Figure:
     """One measured column of one run, as it is."""
     figure = _figure(view, unit)
@@ -158,6 +213,66 @@ def line_figure(curve: Curve, column: str, view: View, unit: str, *, hover: str 
     line = dict(color=colour(curve.run_id), width=1.5)
     figure["data"] = [_line(x[chosen], y[chosen], unit, line, hover=hover, showlegend=False)]
     return _say_if_empty(figure)
+
+
+# ------------------------------------------------------------------------------------------------- corpora
+
+
+def rank_frequency_figure(statistics: Statistics) -> Figure:
+    """How often the tokens of a corpus occur, the most frequent first; both axes logarithmic."""
+    figure = _plain_figure("Rank of the token", "occurrences", log_x=True, log_y=True)
+    figure["layout"]["xaxis"]["unifiedhovertitle"] = dict(text="rank %{x:,}")
+    ranks, counts = np.array(statistics.curve).T
+    known = {rank: token.shown for rank, token in enumerate(statistics.frequent, start=1)}
+    line = _line(ranks, counts.astype(float), "occurrences", dict(color=PALETTE[0], width=2), showlegend=False)
+    line["hovertemplate"] = "%{y:,} × %{text}<extra></extra>"
+    line["text"] = [html.escape(known.get(rank, "a token"), quote=False) for rank in ranks.tolist()]
+    figure["data"] = [line]
+    return figure
+
+
+def document_lengths_figure(statistics: Statistics) -> Figure:
+    """How many documents are how long, lengths on a log axis. Of one document there is no distribution: it says so."""
+    figure = _plain_figure("Tokens of a document", "documents", log_x=True)
+    lengths = statistics.lengths
+    if lengths.count == 1:
+        figure = _say_if_empty(figure)
+        figure["layout"]["annotations"][0]["text"] = f"one document of {lengths.max:,} tokens"
+        return figure
+    left, right = np.array(lengths.edges[:-1]), np.array(lengths.edges[1:])
+    ranges = [f"{a:,} to {b - 1:,} tokens" if b - a > 1 else f"{a:,} tokens" for a, b in zip(left, right, strict=True)]
+    figure["layout"] |= dict(hovermode="closest", bargap=0)
+    # A bin holds whole numbers from `left` to below `right`: bars touch, and each is as wide as its bin.
+    bars = dict(type="bar", x=((left + right) / 2).tolist(), width=(right - left).tolist(), y=list(lengths.documents))
+    hover = dict(text=ranges, textposition="none", hovertemplate="%{text}: %{y:,} documents<extra></extra>")
+    figure["data"] = [bars | hover | dict(marker=dict(color=PALETTE[0]), showlegend=False)]
+    return figure
+
+
+def ladder_figure(ladder: Ladder) -> Figure:
+    """The rungs from guessing down to trigrams, each with its loss and its perplexity."""
+    figure = _plain_figure("nats per token", "")
+    layout = figure["layout"]
+    layout["hovermode"] = False  # the labels say it all
+    layout["xaxis"] |= dict(showgrid=True, rangemode="tozero")
+    layout["yaxis"] |= dict(type="category", autorange="reversed", showgrid=False)
+    losses = [rung.loss for rung in ladder.rungs]
+    labels = [f"{loss:.2f} · perplexity {math.exp(loss):,.0f}" for loss in losses]
+    bars = dict(type="bar", orientation="h", y=[rung.name for rung in ladder.rungs], x=losses, text=labels)
+    figure["data"] = [bars | dict(textposition="auto", marker=dict(color=PALETTE[0]), showlegend=False)]
+    return figure
+
+
+def _plain_figure(x: str, y: str, *, log_x: bool = False, log_y: bool = False) -> Figure:
+    """Axes of something else than a run."""
+    figure = _figure(View(log_x=log_x, log_y=log_y), y)
+    figure["layout"]["xaxis"]["title"] = dict(text=x)
+    del figure["layout"]["xaxis"]["unifiedhovertitle"]
+    figure["layout"]["uirevision"] = x
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------- parts
 
 
 def _say_if_empty(figure: Figure) -> Figure:

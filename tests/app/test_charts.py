@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from app.widgets import charts
 from app.widgets.charts import MAX_POINTS, PALETTE, Curve, View, colour, smooth, thin
+from engine.corpora.ladder import Ladder, Rung
+from engine.corpora.statistics import Statistics, measure
 from engine.metrics import METRICS
 
 
@@ -193,3 +195,125 @@ def test_lines_are_svg() -> None:
         line_figure(Curve("a", "a", rows), "grad_norm", View(), ""),
     ]
     assert {drawn.type for figure in figures for drawn in figure.data} == {"scatter"}
+
+
+# ------------------------------------------------------------------------------------------------ the loss ladder
+
+LADDER = (("uniform", 10.82), ("unigram", 7.1), ("bigram", 6.212), ("trigram", 6.18))
+
+
+def rung_lines(figure: go.Figure) -> list[float]:
+    return [shape.y0 for shape in figure.layout.shapes if shape.y0 == shape.y1]
+
+
+def with_rungs(losses: list[float], rungs=LADDER, view: View | None = None, **validation) -> go.Figure:
+    return loss_figure([Curve("a", "a", metrics(losses, **validation))], view or View(smoothing=0), rungs)
+
+
+def test_rungs_are_labelled_lines_over_the_whole_width() -> None:
+    figure = with_rungs([10.9, 8.0, 5.0])
+    assert rung_lines(figure) == [10.82, 7.1, 6.212, 6.18]
+    for shape in figure.layout.shapes:
+        assert (shape.xref, shape.x0, shape.x1, shape.yref or "y") == ("paper", 0, 1, "y")
+        assert shape.line.color == charts.NEUTRAL and shape.line.color in PALETTE  # so that themes exchange it
+    labels = {note.text: note.y for note in figure.layout.annotations}
+    assert labels == {"uniform 10.82": 10.82, "unigram 7.10": 7.1, "bigram 6.21 · trigram 6.18": 6.212}
+    assert {(note.xref, note.x, note.xanchor) for note in figure.layout.annotations} == {("paper", 1, "right")}
+    assert [drawn.name for drawn in figure.data] == ["training", "validation"]  # and nothing more in the legend
+
+
+def test_labels_part_when_there_is_room() -> None:
+    figure = with_rungs([6.3, 6.1])
+    assert [note.text for note in figure.layout.annotations] == ["bigram 6.21", "trigram 6.18"]
+
+
+def test_far_rungs_do_not_squeeze_the_curve() -> None:
+    assert rung_lines(with_rungs([6.6, 5.0])) == [7.1, 6.212, 6.18]
+    assert rung_lines(with_rungs([10.8, 7.5])) == [10.82, 7.1]
+    assert rung_lines(with_rungs([3.0, 2.0])) == []
+    assert rung_lines(with_rungs([3.0, 2.0], validation={2: 5.9})) == [6.212, 6.18]  # validation is drawn too
+
+
+def test_a_rungs_label_is_on_its_line_on_a_log_axis() -> None:
+    figure = with_rungs([10.9, 5.0], view=View(smoothing=0, log_y=True))
+    assert rung_lines(figure) == [10.82, 7.1, 6.212, 6.18]  # a shape's place is the loss itself
+    assert figure.layout.annotations[0].y == pytest.approx(np.log10(10.82))
+    low = (("low", 0.02), ("half", 0.25), ("near", 0.9))
+    assert rung_lines(with_rungs([0.6, 0.4], low, View(smoothing=0, log_y=True))) == [0.25, 0.9]
+    assert rung_lines(with_rungs([0.6, 0.4], low)) == [0.02, 0.25, 0.9]
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("losses", [[], [float("nan")]])
+def test_rungs_alone_are_no_chart(losses: list[float], log: bool) -> None:
+    figure = with_rungs(losses, view=View(log_y=log))
+    assert rung_lines(figure) == []
+    assert not [note for note in figure.layout.annotations if "gram" in note.text]
+
+
+def test_a_loss_chart_without_rungs_is_as_it_was() -> None:
+    rows = metrics([3.0, 2.0])
+    assert charts.loss_figure([Curve("a", "a", rows)], View(), ()) == charts.loss_figure(
+        [Curve("a", "a", rows)], View()
+    )
+    assert not loss_figure([Curve("a", "a", rows)], View()).layout.shapes
+
+
+# ------------------------------------------------------------------------------------------------ corpora
+
+
+def documents(lengths: list[int]) -> Statistics:
+    ids = np.concatenate([np.append(np.arange(length) % 300, 50256) for length in lengths])
+    return measure(ids.astype(np.uint16)[:-1])
+
+
+def test_the_rank_frequency_curve_is_that_of_the_statistics() -> None:
+    found = documents([10, 200, 500])
+    figure = go.Figure(charts.rank_frequency_figure(found))
+    (drawn,) = figure.data
+    assert tuple(zip(drawn.x, drawn.y, strict=True)) == found.curve
+    assert (figure.layout.xaxis.type, figure.layout.yaxis.type) == ("log", "log")
+    assert drawn.text[0] == found.frequent[0].shown and drawn.text[-1] == "a token"
+
+
+def test_tokens_are_no_html_in_a_chart() -> None:
+    figure = charts.rank_frequency_figure(measure(np.full(5, 27, dtype=np.uint16)))
+    assert figure["data"][0]["text"] == ["&lt;"]
+
+
+def test_bars_fill_the_bins_of_the_document_lengths() -> None:
+    found = documents([3, 3, 8, 40, 900])
+    figure = go.Figure(charts.document_lengths_figure(found))
+    (bars,) = figure.data
+    assert sum(bars.y) == 5 and figure.layout.xaxis.type == "log"
+    for x, width, left, right in zip(bars.x, bars.width, found.lengths.edges, found.lengths.edges[1:], strict=False):
+        assert (x - width / 2, x + width / 2) == (left, right)
+    assert bars.text[0] == "3 tokens" and bars.text[-1].endswith("to 900 tokens")
+
+
+def test_one_document_is_told_and_not_drawn() -> None:
+    figure = go.Figure(charts.document_lengths_figure(documents([1234])))
+    assert not figure.data and not figure.layout.xaxis.visible
+    assert [note.text for note in figure.layout.annotations] == ["one document of 1,234 tokens"]
+
+
+def test_the_ladder_is_a_bar_a_rung_with_its_value() -> None:
+    rungs = (Rung("uniform", 10.8249, "…"), Rung("unigram", 6.5, "…"))
+    figure = go.Figure(charts.ladder_figure(Ladder(rungs, 10, 10, 10, 12, False)))
+    (bars,) = figure.data
+    assert (bars.y, bars.x, bars.orientation) == (("uniform", "unigram"), (10.8249, 6.5), "h")
+    assert bars.text == ("10.82 · perplexity 50,257", "6.50 · perplexity 665")
+    assert figure.layout.yaxis.autorange == "reversed"  # the first rung is the top one
+
+
+def test_figures_of_corpora_are_json() -> None:
+    found = documents([3, 30, 300])
+    ladder = Ladder((Rung("uniform", 10.8249, "…"),), 10, 10, 10, 12, False)
+    for figure in (
+        charts.rank_frequency_figure(found),
+        charts.document_lengths_figure(found),
+        charts.document_lengths_figure(documents([5])),
+        charts.ladder_figure(ladder),
+        charts.loss_figure([Curve("a", "a", metrics([7.0, 6.0]))], View(), LADDER),
+    ):
+        json.dumps(figure, allow_nan=False)
