@@ -5,6 +5,7 @@ Everything that can be wrong with a request is found here, before any model is b
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -15,11 +16,15 @@ from engine import environment
 from engine.checkpoint import Checkpoint, find_checkpoint, find_sound_checkpoint
 from engine.config import SETTINGS, TrainConfig, check, differences, flag, from_dict, to_dict
 from engine.corpora import TokenizedCorpus, find_corpus, open_tokens
+from engine.corpora.ladder import ladder_of
+from engine.corpora.progress import Progress
 from engine.data import Tokens, split
 from engine.errors import ConfigError, CorpusError, Problem, RunBusyError, RunError, storage_sentence
 from engine.files import FolderLock
 from engine.plan import Plan, make_plan
 from engine.run import ActiveRun, Run, load_run, new_id, new_info, run_lock
+
+QUICK_LADDER = 2_000_000  # tokens of a corpus whose loss ladder is measured within a second or two
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +95,38 @@ def corpus_problems(values: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
+def with_official_validation(config: TrainConfig) -> TrainConfig:
+    """The config with its corpora called by their own names, and the official validation corpus where none was named.
+
+    Raises:
+        CorpusError: there is no such corpus.
+    """
+    corpus = find_corpus(config.corpus)
+    validation = find_corpus(config.val_corpus).name if config.val_corpus else corpus.validation
+    return dataclasses.replace(config, corpus=corpus.name, val_corpus=validation)
+
+
+def tokenize(config: TrainConfig, progress: Progress) -> None:
+    """Make the token caches that a run with this config needs, and the loss ladder of its texts, telling how far it is.
+
+    Args:
+        config: checked settings.
+        progress: told each stage.
+
+    Raises:
+        CorpusError: a corpus does not exist, is not here, or is no text.
+        CancelledError: through the progress.
+    """
+    paired = with_official_validation(config)
+    corpus = open_tokens(paired.corpus, progress)
+    val_corpus = open_tokens(paired.val_corpus, progress) if paired.val_corpus else None
+    ladder_of(corpus, val_corpus, config.val_fraction, progress)
+
+
 def plan_run(config: TrainConfig) -> tuple[Plan, Text]:
     """Work out what a config would do on this machine; nothing is written but token caches.
+
+    Where there are none yet, making them takes minutes for a large corpus; `tokenize` tells how far it is.
 
     Raises:
         ConfigError: all problems together.
@@ -100,6 +135,8 @@ def plan_run(config: TrainConfig) -> tuple[Plan, Text]:
     if problems:
         raise ConfigError(problems + corpus_problems(to_dict(config)))
     device, precision = config.device, config.precision
+    with contextlib.suppress(CorpusError):  # `open_text` tells it beside the field
+        config = with_official_validation(config)
     try:
         device, precision = environment.resolve_device(config.device, config.precision)
     except ConfigError as error:
@@ -126,6 +163,8 @@ def new_run(config: TrainConfig, *, name: str = "", notes: str = "") -> ActiveRu
         RunError: `runs/` cannot be written.
     """
     plan, text = plan_run(config)
+    if len(text.corpus.tokens) <= QUICK_LADDER:  # a larger one has it from `tokenize` or the Corpora page
+        ladder_of(text.corpus, text.val_corpus, config.val_fraction)
     run_id = new_id(plan.config)
     info = new_info(run_id, plan, name=name, notes=notes, requested=_requested(config), **_facts(text))
     return ActiveRun(run_id, plan, info).open()
@@ -134,6 +173,12 @@ def new_run(config: TrainConfig, *, name: str = "", notes: str = "") -> ActiveRu
 def _requested(config: TrainConfig) -> dict[str, Any]:
     """The settings that differ from the defaults: what the person asked for, before automatic values."""
     return {name: pair[1] for name, pair in differences(TrainConfig(), config).items()}
+
+
+def _asked_of(run: Run) -> dict[str, Any]:
+    """What the person asked for when the run was started; {} when run.json does not say."""
+    requested = run.info.get("requested")
+    return dict(requested) if isinstance(requested, dict) else {}
 
 
 def _facts(text: Text) -> dict[str, Any]:
@@ -214,8 +259,10 @@ def branch_run(
     """
     parent = load_run(run_id)
     checkpoint = find_checkpoint(parent.folder, step)
-    old = parent.config
-    config = read_settings(to_dict(old) | (changes or {}))
+    old, changes = parent.config, changes or {}
+    if changes.get("corpus", old.corpus) != old.corpus:
+        changes = {"val_corpus": ""} | changes  # the old one's official validation text is not the new one's
+    config = read_settings(to_dict(old) | changes)
     _refuse_architecture(old, config)
     plan, text = plan_run(config)
     plan, position = _continue_plan(
@@ -227,7 +274,7 @@ def branch_run(
         plan,
         name=name or f"{parent.info.get('name', run_id)}, branched at step {checkpoint.step}",
         notes=notes,
-        requested=_requested(config),
+        requested=_asked_of(parent) | changes,
         **_facts(text),
     )
     info["parent"] = {

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from engine.cli.settings_table import settings_table
 from engine.config import PRESETS, TrainConfig
+from engine.corpora import find_corpus
+from engine.corpora.known import KNOWN, expand
 from engine.paths import PROJECT
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -33,6 +35,17 @@ def test_the_presets_are_true() -> None:
         millions = TrainConfig(config=name).model.parameters / 1e6
         count = f"{millions:.1f}M" if millions < 10 else f"{millions:.0f}M"
         assert f"| `{name}` | {shape} | {preset.context_length} | {count} | {preset.purpose} |" in README
+
+
+def test_every_corpus_it_names_exists() -> None:
+    commands = re.findall(r"python -m engine\.(?:download|prepare)_corpora ([a-z][\w ]*)", README)
+    names = {name for command in commands for name in command.split()}
+    assert {"tinystories", "wikitext2", "shakespeare", "pg19_small", "pg19_small_normalized"} <= names
+    for name in names:
+        find_corpus(name)
+    known = {corpus.name for corpus in KNOWN if corpus.family != "PG-19" and corpus.name == expand(corpus.name)[0]}
+    listed = set(re.findall(r"`(\w+)`", README[README.index("| name | what |") :]))
+    assert {name for name in known if not name.endswith(("_validation", "_test"))} <= listed
 
 
 def test_every_file_and_link_exists() -> None:

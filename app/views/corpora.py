@@ -1,83 +1,99 @@
-"""Corpora: the texts there are, how long they are, and what they read like."""
+"""Corpora: the texts there are, how to get more, and one of them looked into."""
 
-import pandas as pd
 import streamlit as st
 
-from app.widgets import formats
-from engine.config import PRESETS, TrainConfig
-from engine.corpora import Corpus, list_corpora, open_tokens
-from engine.data import count_windows, split
-from engine.errors import LabError
+from app.widgets import corpus_view, corpus_work
+from app.widgets.add_corpus import add_corpus
+from app.widgets.corpus_table import corpus_table
+from app.widgets.formats import plain
+from app.widgets.guard import guard
+from app.widgets.plot import preload
+from engine.corpora import Corpus, find_corpus, jobs, list_corpora
+from engine.corpora.known import canonical_name
+from engine.corpora.state import QUICK, state_of
+from engine.errors import CorpusError
 
-PREVIEW = 3000  # characters
 
-
-def show(corpus: Corpus) -> None:
-    """One corpus as a card."""
-    with st.container(border=True):
-        with st.container(horizontal=True, vertical_alignment="center"):
-            st.subheader(formats.plain(corpus.title), anchor=False, width="content")
-            if corpus.built_in:
-                st.badge("built in", color="gray")
-        st.write(corpus.description)
-        if corpus.good_for:
-            st.caption(f"Good for: {corpus.good_for}")
+def chosen() -> Corpus:
+    """The corpus that the address names, else the first."""
+    name = st.query_params.get("corpus")
+    if name:
         try:
-            with st.spinner(f"Reading {formats.plain(corpus.title)} …"):
-                tokenized = open_tokens(corpus.name)
-        except LabError as error:
-            st.error(formats.plain(str(error)), icon=":material/error:")
-            return
-        with st.grid("auto", min_column_width=140, gap="small"):
-            st.metric("Name", corpus.name, help="What the form and the command line call it.")
-            st.metric("Characters", formats.count(tokenized.characters))
-            st.metric("Tokens", formats.count(len(tokenized.tokens)), help="Of GPT-2's byte pairs.")
-            st.metric("Size", formats.size(tokenized.source_bytes))
-        facts = [
-            f"Licence: {corpus.licence}" if corpus.licence else "",
-            f"Source: {corpus.source}" if corpus.source else "",
-        ]
-        st.caption(formats.plain(" · ".join(fact for fact in facts if fact)))
-        with st.expander("Read it"):
-            preview(corpus, tokenized.characters)
-        with st.expander("Windows and steps of an epoch"):
-            st.dataframe(epochs(len(tokenized.tokens)), hide_index=True)
-            st.caption(
-                "With the defaults of the form: 90% of the text for training, and the preset's own context length."
-            )
+            return find_corpus(name)
+        except CorpusError as error:
+            st.error(plain(str(error)))
+    return list_corpora()[0]
 
 
-def preview(corpus: Corpus, characters: int) -> None:
-    """The beginning of the text, as text."""
-    with corpus.path.open(encoding="utf-8-sig") as file:
-        st.code(file.read(PREVIEW), language=None, wrap_lines=True, height=320)
-    if characters > PREVIEW:
-        st.caption(f"The first {PREVIEW:,} of {characters:,} characters.")
+def table(opened: Corpus) -> None:
+    """All corpora but those of PG-19 that are not here: there are too many of them for a list."""
+    shown, states = [], []
+    for corpus in list_corpora():
+        state = state_of(corpus)
+        if corpus.family != "PG-19" or corpus.is_here or state.kept or state.is_busy or corpus.name == opened.name:
+            shown.append(corpus)
+            states.append(state)
+    name = corpus_table(shown, states, opened.name)
+    if name != opened.name:
+        st.query_params["corpus"] = name
+        st.rerun()
 
 
-def epochs(tokens: int) -> pd.DataFrame:
-    """What an epoch is for each preset, with default settings."""
-    defaults = TrainConfig()
-    train = len(split(range(tokens), defaults.val_fraction)[0])
-    rows = []
-    for name, preset in PRESETS.items():
-        windows = count_windows(train, preset.context_length)
-        steps = windows / defaults.batch_size
-        fits = windows >= defaults.batch_size
-        rows.append(
-            {
-                "preset": name,
-                "context length": preset.context_length,
-                "windows": windows,
-                f"steps at batch size {defaults.batch_size}": f"{steps:,.4g}" if fits else "too small a text",
-            }
-        )
-    return pd.DataFrame(rows)
+@st.fragment(run_every=2.0)
+@guard()
+def follow(before: frozenset[tuple[str, str]]) -> None:
+    """Draw the page anew when work begins, goes on to another stage or ends, whoever does it."""
+    if working() != before:
+        st.rerun()
+
+
+def working() -> frozenset[tuple[str, str]]:
+    """What is being worked on: corpus and verb."""
+    return frozenset((job.name, job.verb) for job in jobs.running())
+
+
+def pg19() -> None:
+    """Choose one of the PG-19 corpora by what it is."""
+    st.write("28,752 books published before 1919, from Project Gutenberg, in the variants that suit a question.")
+    with st.grid(2, min_column_width=230, gap="small"):
+        split = st.segmented_control("Split", ["train", "validation", "test"], default="train", required=True)
+        books = st.segmented_control("Books", ["100", "all"], default="100", required=True)
+        form = st.segmented_control("Form", ["flat text", "documents"], default="documents", required=True)
+        lines = st.segmented_control("Lines", ["as printed", "unwrapped"], default="as printed", required=True)
+    parts = ["pg19", split, "small" * (books == "100"), "docs" * (form == "documents")]
+    name = "_".join(part for part in [*parts, "normalized" * (lines == "unwrapped")] if part)
+    if st.button(f"Open {plain(name)}", icon=":material/arrow_forward:", key="open-pg19"):
+        st.query_params["corpus"] = canonical_name(name)
+        st.rerun()
+    st.caption(
+        "Documents keep books apart with an end-of-text token. Unwrapped joins the lines of hard-wrapped prose; verse, "
+        "lists and headings keep theirs."
+    )
+
+
+def look_into(corpus: Corpus) -> None:
+    """The opened corpus."""
+    state = state_of(corpus)
+    with st.container(border=True):
+        corpus_view.facts(corpus, state)
+        corpus_work.work(corpus)
+        if state.tokens is not None:
+            corpus_view.opened(corpus)
+        elif corpus.is_here and not state.is_busy:
+            if state.bytes <= QUICK and (state.job is None or state.job.state == "done"):
+                corpus_work.begin([corpus.name])  # done at once, so there is no need to ask
+            corpus_view.untokenized(corpus)
 
 
 st.title("Corpora", anchor=False)
-st.write(
-    "Texts a model can learn from. Put a UTF-8 text file, such as `my_text.txt`, into the corpora folder to add it."
-)
-for one in list_corpora():
-    show(one)
+st.write("Texts that a model can learn from. Choose a row on the left to open one.")
+corpus = chosen()
+table(corpus)
+left, right = st.columns(2, gap="medium")
+with left, st.expander("Add your own text", icon=":material/upload_file:"):
+    add_corpus()
+with right, st.expander("PG-19: books", icon=":material/library_books:"):
+    pg19()
+look_into(corpus)
+preload()
+follow(working())

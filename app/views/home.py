@@ -16,9 +16,12 @@ SMOKE = TrainConfig(config="nano", corpus="verdict", epochs=3)
 
 @st.fragment(run_every=2.0)
 @guard()
-def going_on() -> None:
-    """The run that trains now, wherever it was started."""
-    for run in active_runs():
+def going_on(before: list[str]) -> None:
+    """The run that trains now, wherever it was started; when another one begins or ends, the page is drawn anew."""
+    active = active_runs()
+    if [run.id for run in active] != before:
+        st.rerun()
+    for run in active:
         shot = snapshot(run)
         last = shot.last
         with st.container(border=True):
@@ -56,7 +59,7 @@ st.write(
     "Train a small GPT from scratch, watch its loss fall, read what it writes, and find out why it learns, "
     "or why it does not."
 )
-going_on()
+going_on([run.id for run in active_runs()])
 left, right = st.columns([3, 2], gap="large")
 with left:
     if not runs:

@@ -37,7 +37,9 @@ def overlay(chosen: list[Run]) -> None:
         Curve(shot.run.id, f"{shot.name} ({shot.run.id[-4:]})" if shot.name in twice else shot.name, shot.metrics)
         for shot in shots
     ]
-    plot(charts.loss_figure(curves, view), key="plot-overlay", height=440, caption=LOSS_MEANING)
+    ladders = {shot.rungs for shot in shots}
+    rungs = ladders.pop() if len(ladders) == 1 else ()  # of one corpus, or they would mean different things
+    plot(charts.loss_figure(curves, view, rungs), key="plot-overlay", height=440, caption=LOSS_MEANING)
     for shot in shots:
         for problem in shot.problems:
             st.caption(f":material/warning: {formats.plain(shot.name)}: {formats.plain(problem)}")

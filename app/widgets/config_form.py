@@ -11,6 +11,7 @@ from typing import Any
 import streamlit as st
 
 from app.widgets import actions, formats
+from app.widgets.corpus_work import corpora_in_wait, get_ready
 from app.widgets.guard import guard
 from engine import session
 from engine.config import SETTINGS, TrainConfig, differences, flag, from_dict, label
@@ -26,14 +27,18 @@ def config_form() -> None:
     """Ask for the settings of a run, say what it will be and what is wrong with it, and start it."""
     spots: dict[str, Any] = {}
     values = _ask_all(spots)
+    waiting = corpora_in_wait(values)
     try:
         config = from_dict(values)
-        plan = plan_run(config)[0]
+        plan = None if waiting else plan_run(config)[0]
     except ConfigError as error:
         _show_problems(error.problems, spots)
         plan = None
     else:
-        _show_plan(plan, config, spots)
+        if plan is None:
+            get_ready(waiting)
+        else:
+            _show_plan(plan, config, spots)
     if st.button("Start", type="primary", icon=":material/play_arrow:", disabled=plan is None, key="start"):
         actions.launch(lambda: session.start(config))
 
@@ -92,7 +97,9 @@ _STEPS = {"epochs": 1.0, "learning_rate": 0.0001}
 
 
 def _ask_corpus(f: Field[Any], how: Mapping[str, Any]) -> str:
-    titles = {corpus.name: corpus.title for corpus in list_corpora()}
+    """The corpora that are here, and those one would download to train on; PG-19's many variants are on their page."""
+    corpora = [c for c in list_corpora() if c.is_here or (c.family != "PG-19" and not c.is_held_out)]
+    titles = {c.name: c.title if c.is_here else f"{c.title} (to download)" for c in corpora}
     if f.default not in titles:
         titles = {f.default: "As the corpus says"} | titles
     names = list(titles)

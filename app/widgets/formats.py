@@ -9,7 +9,8 @@ DASH = "–"
 
 
 def _missing(value: float | None) -> bool:
-    return value is None or not math.isfinite(value)
+    """Whether it is no number: not measured, not finite, or something else from a damaged file."""
+    return not isinstance(value, int | float) or not math.isfinite(value)
 
 
 def count(value: float | None) -> str:

@@ -226,6 +226,6 @@ def _figure(folder: Path, signature: tuple[Any, ...], view: View, what: str) -> 
     shot = read(folder, signature)
     curve = Curve(shot.run.id, shot.name, shot.metrics)
     if what == "loss":
-        return json.dumps(charts.loss_figure([curve], view))
+        return json.dumps(charts.loss_figure([curve], view, shot.rungs))
     _, unit, hover, _ = PANELS[what]
     return json.dumps(charts.line_figure(curve, what, view, unit, hover=hover))

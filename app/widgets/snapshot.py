@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from engine.checkpoint import Checkpoint
+from engine.corpora.ladder import cached_ladder
 from engine.run import ACTIVE_STATES, Event, Run
 
 
@@ -73,6 +74,16 @@ class Snapshot:
     def checkpoints(self) -> list[Checkpoint]:
         """By step, oldest first."""
         return self.run.checkpoints
+
+    @cached_property
+    def rungs(self) -> tuple[tuple[str, float], ...]:
+        """The loss ladder of the texts that the run uses; () while it is not measured."""
+        config = self.info.get("config")
+        fraction = config.get("val_fraction") if isinstance(config, dict) else None
+        if not isinstance(fraction, float):
+            return ()
+        ladder = cached_ladder(self.info.get("corpus_sha256", ""), self.info.get("val_corpus_sha256"), fraction)
+        return tuple((rung.name, rung.loss) for rung in ladder.rungs) if ladder else ()
 
     @property
     def resume_step(self) -> int | None:

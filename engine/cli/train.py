@@ -14,11 +14,13 @@ from types import FrameType
 from typing import Any
 
 from engine.cli.common import DONE, FAILED, add_setting_flags, duration, given_settings, run_command
-from engine.config import flag
+from engine.cli.progress import Bars
+from engine.config import TrainConfig, flag
 from engine.control import Control
-from engine.errors import ConfigError, DivergedError, LabError, Problem
+from engine.corpora.progress import Progress
+from engine.errors import ConfigError, CorpusError, DivergedError, LabError, Problem
 from engine.run import ActiveRun, Event, Run
-from engine.start import branch_run, new_run, read_settings, resume_run
+from engine.start import branch_run, new_run, read_settings, resume_run, tokenize
 
 EXAMPLES = """examples:
   python -m engine.train --config nano --corpus verdict --epochs 3
@@ -80,7 +82,20 @@ def _open(options: argparse.Namespace) -> ActiveRun:
         if step and not step.isdecimal():
             raise ConfigError([Problem("--branch", f"{step!r} is not a step; write RUN@STEP, such as {run_id}@400.")])
         return branch_run(run_id, int(step) if step else None, settings, name=options.name, notes=options.notes)
-    return new_run(read_settings(settings), name=options.name, notes=options.notes)
+    config = read_settings(settings)
+    _tokenize(config)
+    return new_run(config, name=options.name, notes=options.notes)
+
+
+def _tokenize(config: TrainConfig) -> None:
+    """Make missing token caches under a progress bar; what is wrong with a corpus is told with all other problems."""
+    bars = Bars()
+    try:
+        tokenize(config, Progress(bars.tell))
+    except CorpusError:
+        pass
+    finally:
+        bars.close()
 
 
 def _train(run: ActiveRun, control: Control) -> LabError | None:

@@ -63,6 +63,11 @@ class Corpus:
         return self.path.is_file()
 
     @property
+    def is_held_out(self) -> bool:
+        """Whether it is an official validation or test text, which is there to measure on."""
+        return self.origin is not None and not {"validation", "test"}.isdisjoint(self.name.split("_"))
+
+    @property
     def mode(self) -> str:
         """How it becomes tokens: `text`, `marked text` or `documents`."""
         return "documents" if self.suffix == ".jsonl" else "marked text" if self.marked else "text"

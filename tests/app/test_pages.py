@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from app.widgets.formats import plain
 from engine import session
 from engine.checkpoint import FILES, FORMAT
 from engine.config import SETTINGS
+from engine.corpora import jobs
 from engine.errors import RunBusyError
 
 Open = Callable[..., AppTest]
@@ -193,15 +195,61 @@ def test_an_unknown_run_is_a_sentence(open_page: Open, run_id: str) -> None:
     assert len(page.error) == 1
 
 
-def test_a_corpus_that_cannot_be_read_is_a_sentence(open_page: Open, folders: Path) -> None:
-    (folders / "corpora" / "latin.txt").write_bytes("Dvořák".encode("iso8859-2"))
-    (folders / "corpora" / "empty.txt").write_text("")
-    (folders / "corpora" / "mine.txt").write_text("# Not a heading\n" * 40)
-    page = open_page("corpora")
+def wait_for_work(page: AppTest, corpus: str) -> AppTest:
+    """Draw the page until the work on a corpus is over."""
+    for _ in range(100):
+        if not jobs.is_busy(corpus):
+            return page.run()
+        time.sleep(0.05)
+    raise AssertionError(f"The work on {corpus} does not end.")
+
+
+@pytest.mark.parametrize(("name", "content"), [("latin", "Dvořák".encode("iso8859-2")), ("empty", b" \n")])
+def test_a_corpus_that_cannot_be_read_is_a_sentence(name: str, content: bytes, open_page: Open, folders: Path) -> None:
+    (folders / "corpora" / f"{name}.txt").write_bytes(content)
+    page = wait_for_work(open_page("corpora", corpus=name), name)
     expect_sound(page)
-    assert len(page.error) == 2
-    assert any(element.value.startswith("# Not a heading") for element in page.code)
-    assert {"20,479", "5,145"} <= {metric.value for metric in page.metric}
+    [error] = page.error
+    assert f"{name}.txt is " in error.value.replace("\\", "")
+    assert list(page.dataframe[0].value.name)[-1] == name  # and the list is whole
+
+
+def test_a_corpus_is_opened_with_its_counts(open_page: Open, folders: Path) -> None:
+    (folders / "corpora" / "mine.md").write_text("# Not a heading\n" * 400)
+    page = wait_for_work(open_page("corpora", corpus="mine"), "mine")
+    expect_sound(page)
+    shown = {metric.label: metric.value for metric in page.metric}
+    assert (shown["Characters"], shown["Documents"], shown["Distinct tokens"]) == ("6,400", "1", "5")
+    assert "Not a heading" not in "".join(heading.value for heading in page.header)
+    table = page.dataframe[0].value.set_index("name")
+    assert table.state["mine"] == "tokenized" and table.state["verdict"] == "built in"
+    assert "mine" in page.query_params.get("corpus", [])
+
+
+@pytest.mark.parametrize(
+    "name", ["tinystories", "shakespeare", "wikipedia_ga_intros", "pg19_train_small_docs_normalized"]
+)
+def test_a_corpus_that_is_not_here_can_be_had(open_page: Open, name: str) -> None:
+    page = open_page("corpora", corpus=name)
+    expect_sound(page)
+    assert not page.error
+    [button] = [b for b in page.button if b.key == f"download-{name}"]
+    assert button.label.startswith(("Download", "Prepare"))
+    assert name in list(page.dataframe[0].value.name)
+
+
+def test_an_unknown_corpus_is_a_sentence(open_page: Open) -> None:
+    page = open_page("corpora", corpus="../secret")
+    expect_sound(page)
+    assert len(page.error) == 1 and "The Verdict" in texts(page)
+
+
+def test_the_form_says_what_a_run_would_wait_for(open_page: Open) -> None:
+    page = open_page("pretraining")
+    page.selectbox(key="setting-corpus").set_value("tinystories").run()
+    expect_sound(page)
+    assert "must be downloaded first: about 1.81 GiB" in page.info[0].value.replace("\\", "")
+    assert page.button(key="start").disabled and page.button(key="get-ready").label == "Download and prepare"
 
 
 def test_runs_lists_and_lays_over_each_other(open_page: Open, make_run: Make) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,19 +21,25 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 class App:
-    """`streamlit run app/Home.py` on a port of its own, with runs of its own."""
+    """`streamlit run app/Home.py` on a port of its own, with runs and corpora of its own.
 
-    def __init__(self, folder: Path) -> None:
-        self.runs = folder / "runs"
+    Args:
+        folder: for its data.
+        launcher: what Python is given in front of `-m streamlit`.
+    """
+
+    def __init__(self, folder: Path, launcher: Sequence[str] = ()) -> None:
+        self.runs, self.corpora = folder / "runs", folder / "corpora"
         self.runs.mkdir()
+        self.corpora.mkdir()
         self.log = folder / "server.log"
-        self.environment = os.environ | {"LAB_RUNS": str(self.runs)}
+        self.environment = os.environ | {"LAB_RUNS": str(self.runs), "LAB_CORPORA": str(self.corpora)}
         self.environment.pop("PYTHONPATH", None)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "streamlit", "run", "app/Home.py", f"--server.port={self.port}"]
+        command = [sys.executable, *launcher, "-m", "streamlit", "run", "app/Home.py", f"--server.port={self.port}"]
         self.process = subprocess.Popen(
             [*command, "--server.headless=true"],
             cwd=PROJECT,
