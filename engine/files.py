@@ -51,7 +51,7 @@ def require_space(folder: Path, size: int, what: str) -> None:
     Args:
         folder: where it will be written.
         size: bytes it will take, an estimate on the safe side.
-        what: it is, for the message.
+        what: will be written, in the plural, for the message.
 
     Raises:
         CorpusError: there is less free.
@@ -59,8 +59,8 @@ def require_space(folder: Path, size: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise CorpusError(
-            f"{what[:1].upper()}{what[1:]} need about {size / 2**30:.2f} GiB, and the disk that holds {folder} has "
-            f"{free / 2**30:.2f} GiB free. Free some space, then try again."
+            f"{what[:1].upper()}{what[1:]} need about {size / 1e6:,.1f} MB, and the disk that holds {folder} has "
+            f"{free / 1e6:,.1f} MB free. Free some space, then try again."
         )
 
 

@@ -88,22 +88,29 @@ def windows_by_preset(tokens: int, *, whole: bool = False) -> dict[str, int]:
         whole: whether all of it is for training, since the corpus has an official validation text; otherwise the
             default share at its end is left out.
     """
-    train = tokens if whole else tokens - round(tokens * TrainConfig().val_fraction)
+    train = _training_part(tokens, whole)
     return {name: count_windows(train, preset.context_length) for name, preset in PRESETS.items()}
 
 
+def _training_part(tokens: int, whole: bool) -> int:
+    return tokens if whole else tokens - round(tokens * TrainConfig().val_fraction)
+
+
 def too_small_for(tokens: int, *, whole: bool = False) -> str:
-    """Which presets a corpus is too small for with the default batch, and why, in numbers; "" when for none."""
+    """Which presets a corpus is too small for with the default batch, and why, in numbers; "" when for none.
+
+    Args:
+        tokens, whole: see `windows_by_preset`.
+    """
     batch = TrainConfig().batch_size
     windows = windows_by_preset(tokens, whole=whole)
     small = [name for name in windows if windows[name] < batch]
     if not small:
         return ""
     least = min(PRESETS[name].context_length for name in small)
-    share = tokens if whole else tokens - round(tokens * TrainConfig().val_fraction)
     return (
-        f"Too small for {', '.join(small)}: a step takes {batch} × {least:,} tokens or more, and the training "
-        f"part has {share:,}. Take a smaller preset, batch or context."
+        f"Too small for {', '.join(small)}: a step takes {batch} × {least:,} tokens or more and one to predict last, "
+        f"and the training part has {_training_part(tokens, whole):,}. Take a smaller preset, batch or context."
     )
 
 

@@ -16,6 +16,7 @@ from engine import environment
 from engine.checkpoint import Checkpoint, find_checkpoint, find_sound_checkpoint
 from engine.config import SETTINGS, TrainConfig, check, differences, flag, from_dict, to_dict
 from engine.corpora import TokenizedCorpus, find_corpus, open_tokens
+from engine.corpora.known import canonical_name
 from engine.corpora.ladder import ladder_of
 from engine.corpora.progress import Progress
 from engine.data import Tokens, split
@@ -260,7 +261,7 @@ def branch_run(
     parent = load_run(run_id)
     checkpoint = find_checkpoint(parent.folder, step)
     old, changes = parent.config, changes or {}
-    if changes.get("corpus", old.corpus) != old.corpus:
+    if canonical_name(str(changes.get("corpus", old.corpus))) != old.corpus:
         changes = {"val_corpus": ""} | changes  # the old one's official validation text is not the new one's
     config = read_settings(to_dict(old) | changes)
     _refuse_architecture(old, config)

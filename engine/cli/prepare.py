@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from engine.cli.common import DONE, FAILED, run_command
-from engine.cli.progress import Bars
+from engine.cli.progress import Bars, interruptible
 from engine.corpora import Corpus, jobs
 from engine.corpora.known import KNOWN, expand
 from engine.corpora.prepare import prepare
@@ -122,7 +118,7 @@ def _make(corpus: Corpus, from_jsonl: Path | None, limit: int) -> None:
     bars = Bars()
 
     def work(progress: Progress) -> None:
-        with _interruptible(corpus.name):
+        with interruptible(corpus.name):
             prepare(corpus, progress, from_jsonl=from_jsonl, limit=limit, say=sentences.append)
 
     try:
@@ -134,26 +130,6 @@ def _make(corpus: Corpus, from_jsonl: Path | None, limit: int) -> None:
     for sentence in sentences:
         print(sentence)
     print(f"{corpus.name}: ready, {_extent(corpus)} in {corpus.path}")
-
-
-@contextmanager
-def _interruptible(name: str) -> Iterator[None]:
-    """The first SIGINT or SIGTERM cancels the job as the app's button does; a second SIGINT ends it at once."""
-    asked = False
-
-    def cancel(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked = True
-        jobs.cancel(name)
-
-    before = {number: signal.signal(number, cancel) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _extent(corpus: Corpus) -> str:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.corpora import pg19
-from engine.corpora.fetch import fetch, readable, settle, sources_dir
+from engine.corpora.fetch import alone, fetch, readable, settle, sources_dir
 from engine.corpora.hub import fetch_hub_file, write_lines
 from engine.corpora.progress import Progress
 from engine.corpora.registry import Corpus
 from engine.corpora.sources import Books, HubFile, Normalized, WebFile, WikipediaIntros
 from engine.corpora.transfer import Digest, Remote
 from engine.errors import CorpusError, storage_sentence
-from engine.files import FolderLock, require_space
+from engine.files import require_space
 
 _TEXT_OF_PARQUET = 3  # at most so many times its size is the text of a compressed Parquet file, an estimate
 
@@ -41,7 +41,7 @@ def download(corpus: Corpus, progress: Progress) -> None:
 
         return prepare(corpus, progress)
     try:
-        with _alone(corpus, progress):
+        with alone(corpus.name, progress):
             if not corpus.is_here:
                 _download(corpus, progress)
     except OSError as error:
@@ -61,18 +61,6 @@ def kept_bytes(corpus: Corpus) -> int:
         if isinstance(corpus.origin, HubFile | WebFile):
             return sum(path.stat().st_size for path in {_partial(corpus), _fetched(corpus)} if path.exists())
     return 0
-
-
-@contextlib.contextmanager
-def _alone(corpus: Corpus, progress: Progress) -> Iterator[None]:
-    """Wait until no other process is at the same corpus."""
-    lock = FolderLock(sources_dir() / f"{corpus.name}.lock")
-    while not lock.acquire(patience_s=0.1):
-        progress.check()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _download(corpus: Corpus, progress: Progress) -> None:

@@ -17,7 +17,7 @@ from engine.corpora.patience import Trouble
 from engine.corpora.progress import Progress
 from engine.corpora.transfer import Remote, Transfer
 from engine.errors import CorpusError
-from engine.files import fsync_folder
+from engine.files import FolderLock, fsync_folder
 from engine.paths import corpora_dir
 
 
@@ -47,6 +47,18 @@ def sources_dir() -> Path:
     folder = corpora_dir() / ".sources"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextlib.contextmanager
+def alone(name: str, progress: Progress) -> Iterator[None]:
+    """Wait until nobody else, in this process or another, is at the same corpus."""
+    lock = FolderLock(sources_dir() / f"{name}.lock")
+    while not lock.acquire(patience_s=0.1):
+        progress.check()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def readable(size: int) -> str:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,6 +39,8 @@ class _Published:
 
 def fetch_hub_file(name: str, file: HubFile, target: Path, partial: Path, progress: Progress) -> None:
     """Make `target` exist, verified against the pinned hash, or else the one that the hub publishes.
+
+    A mirror that publishes none is believed the size.
 
     Args:
         name: of the corpus.
@@ -69,7 +71,8 @@ def fetch_hub_file(name: str, file: HubFile, target: Path, partial: Path, progre
             raise Trouble(f"it offers {published.size:,} bytes where {size:,} are expected", lasting=True)
     except Trouble as trouble:
         raise FetchError(remote, trouble, kept) from trouble
-    fetch(Remote(name, remote.url, VARIABLE, size, digest, version=digest.hex), target, partial, progress)
+    version = digest.hex if digest else ""
+    fetch(Remote(name, remote.url, VARIABLE, size, digest, version), target, partial, progress)
 
 
 def _endpoint() -> str:
@@ -90,12 +93,12 @@ def _keep_quiet() -> None:
 
 
 def _ask(url: str, endpoint: str, progress: Progress) -> _Published:
-    with closing(in_background(lambda: _published(url, endpoint), progress)) as answers:
+    with closing(in_background(lambda: iter([_published(url, endpoint)]), progress)) as answers:
         return next(answers)
 
 
-def _published(url: str, endpoint: str) -> Iterator[_Published]:
-    """What the hub says of the file at `url`, as the one item. Network errors become `Trouble`."""
+def _published(url: str, endpoint: str) -> _Published:
+    """What the hub says of the file at `url`. Network errors become `Trouble`."""
     import httpx2
     from huggingface_hub import get_hf_file_metadata
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -112,15 +115,20 @@ def _published(url: str, endpoint: str) -> Iterator[_Published]:
         raise Trouble(f"it did not answer within {CONNECT_S:.0f} seconds", unreachable=True) from error
     except httpx2.HTTPError as error:
         raise Trouble("it cannot be reached", unreachable=True) from error
-    yield _Published(found.size, found.etag or "")
+    except (ImportError, ValueError) as error:  # of a proxy that the environment names
+        raise Trouble(f"it cannot be asked: {error}".rstrip("."), lasting=True) from error
+    is_elsewhere = urlsplit(found.location).netloc not in ("", urlsplit(url).netloc)
+    if is_elsewhere and found.size is None:  # a redirect that tells nothing of the content; its ETag is its own
+        return _Published(None, "")
+    return _Published(found.size, found.etag or "")
 
 
-def _digest(etag: str) -> Digest:
-    """The hash that the hub publishes as an ETag: SHA-256 of a large file, git's of a small one."""
+def _digest(etag: str) -> Digest | None:
+    """The hash that the hub publishes as an ETag: SHA-256 of a large file, git's of a small one. Mirrors may not."""
     for kind, digits in (("SHA-256", 64), ("git SHA-1", 40)):
         if re.fullmatch(rf"[0-9a-fA-F]{{{digits}}}", etag):
             return Digest(kind, etag.lower())
-    raise Trouble("it publishes no hash of the file, which cannot be verified", lasting=True)
+    return None
 
 
 def write_lines(name: str, table: Path, column: str, text: Path, progress: Progress) -> None:

@@ -9,7 +9,7 @@ from engine.corpora.sources import Books, HubFile, Normalized, WebFile, Wikipedi
 
 TINYSTORIES = "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"  # revision of roneneldan/TinyStories
 WIKITEXT = "b08601e04326c79dfdd32d625aee71d232d685c3"  # revision of Salesforce/wikitext
-PG19 = "afcaeaf41d7d7a2e8d0169b44fe506cc48602ae3"  # revision of deepmind/pg19, which holds the lists of books
+PG19 = "4d28bd77e66947ad3835cf78ed7aaeb4dd87ad8b"  # revision of deepmind/pg19, which holds the lists of books
 
 BUILT_IN = (
     Corpus(
@@ -48,13 +48,13 @@ _WIKI: dict[str, Any] = dict(
 )
 
 
-def _wikitext(split: str, size: int) -> HubFile:
+def _wikitext(split: str, size: int, sha256: str) -> HubFile:
     path = f"wikitext-2-raw-v1/{split}-00000-of-00001.parquet"
-    return HubFile("Salesforce/wikitext", WIKITEXT, path, size, column="text")
+    return HubFile("Salesforce/wikitext", WIKITEXT, path, size, sha256, column="text")
 
 
-def _tinystories(split: str, size: int) -> HubFile:
-    return HubFile("roneneldan/TinyStories", TINYSTORIES, f"TinyStories-{split}.txt", size)
+def _tinystories(split: str, size: int, sha256: str) -> HubFile:
+    return HubFile("roneneldan/TinyStories", TINYSTORIES, f"TinyStories-{split}.txt", size, sha256)
 
 
 DOWNLOADABLE = (
@@ -63,7 +63,7 @@ DOWNLOADABLE = (
         title="TinyStories",
         description="Two million short stories in the words of a four-year-old, written by GPT-3.5 and GPT-4.",
         good_for="The first meaningful run: small models learn to write whole sentences from it.",
-        origin=_tinystories("train", 1_924_281_556),
+        origin=_tinystories("train", 1_924_281_556, "c5cf5e22ff13614e830afbe61a99fbcbe8bcb7dd72252b989fa1117a368d401f"),
         size=1_924_281_556,
         validation="tinystories_validation",
         **_STORIES,
@@ -73,7 +73,7 @@ DOWNLOADABLE = (
         title="TinyStories, validation",
         description="The official validation stories.",
         good_for="Pairs with tinystories; 19 MB are also enough for a quick training run.",
-        origin=_tinystories("valid", 19_447_282),
+        origin=_tinystories("valid", 19_447_282, "94e431816c4cce81ff71e4408ff8d3bda9a42e8d2663986697c3954288cb38b4"),
         size=19_447_282,
         **_STORIES,
     ),
@@ -82,7 +82,7 @@ DOWNLOADABLE = (
         title="WikiText-2",
         description="Good and Featured Wikipedia articles, raw: two million words of careful prose.",
         good_for="Comparing with published work: a compact benchmark with official splits.",
-        origin=_wikitext("train", 6_357_543),
+        origin=_wikitext("train", 6_357_543, "e83889baabc497075506f91975be5fac0d45c5290b6b20582c8cd1e853d0c9f7"),
         size=10_900_000,
         validation="wikitext2_validation",
         **_WIKI,
@@ -92,7 +92,7 @@ DOWNLOADABLE = (
         title="WikiText-2, validation",
         description="The official validation articles.",
         good_for="Pairs with wikitext2.",
-        origin=_wikitext("validation", 657_209),
+        origin=_wikitext("validation", 657_209, "204929b7ff9d6184953f867dedb860e40aa69c078fc1e54b3baaa8fb28511c4c"),
         size=1_140_000,
         **_WIKI,
     ),
@@ -101,7 +101,7 @@ DOWNLOADABLE = (
         title="WikiText-2, test",
         description="The official test articles.",
         good_for="A last measurement, once all decisions are made.",
-        origin=_wikitext("test", 732_610),
+        origin=_wikitext("test", 732_610, "5f1bea067869d04849c0f975a2b29c4ff47d867f484f5010ea5e861eab246d91"),
         size=1_290_000,
         **_WIKI,
     ),

@@ -35,10 +35,11 @@ def books_dir() -> Path:
 def listed(books: Books) -> list[str] | None:
     """The books of a corpus, such as `train/123.txt`, or None before their list was fetched."""
     try:
-        lines = _list_path(books.split).read_text(encoding="utf-8", errors="replace").split()
+        words = _list_path(books.split).read_text(encoding="utf-8-sig", errors="replace").split()
     except FileNotFoundError:
         return None
-    return lines[: books.limit or None]
+    lines = dict.fromkeys(word if "/" in word else f"{books.split}/{word}" for word in words)
+    return list(lines)[: books.limit or None]
 
 
 def kept_bytes(books: Books) -> int:
@@ -64,12 +65,12 @@ def fetch_list(name: str, books: Books, progress: Progress) -> list[str]:
     file = HubFile("deepmind/pg19", PG19, f"data/{books.split}_files.txt", size=0)
     fetch_hub_file(name, file, path, path.with_name(f"{path.name}.part"), progress)
     lines = listed(books) or []
-    for line in lines:
-        if not _LINE.fullmatch(line) or not line.startswith(f"{books.split}/"):
-            raise CorpusError(f"Corpus {name}: the list of books holds {line!r}, which is no book of {books.split}.")
-    if not lines:
-        raise CorpusError(f"Corpus {name}: the list of books is empty.")
-    return lines
+    wrong = [line for line in lines if not _LINE.fullmatch(line) or not line.startswith(f"{books.split}/")]
+    if lines and not wrong:
+        return lines
+    path.unlink()  # the next attempt asks for it again, perhaps elsewhere
+    problem = f"holds {wrong[0][:80]!r}, which is no book of {books.split}" if wrong else "is empty"
+    raise CorpusError(f"Corpus {name}: the list of books {problem}. Try again, or name another hub in HF_ENDPOINT.")
 
 
 def _list_path(split: str) -> Path:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from engine.corpora.fetch import alone
 from engine.corpora.passages import KEPT, sift, summary
 from engine.corpora.progress import Progress
 from engine.corpora.registry import Corpus, find_corpus
@@ -42,19 +43,21 @@ def prepare(
     """
     if corpus.path.exists():
         return
+    if not isinstance(corpus.origin, Normalized | WikipediaIntros):
+        raise CorpusError(f"Corpus {corpus.name} is not made by the lab: there is nothing to prepare.")
     if from_jsonl is not None and not isinstance(corpus.origin, WikipediaIntros):
         raise CorpusError(f"Corpus {corpus.name} is not made of passages, so no file of them can be taken for it.")
     try:
-        corpora_dir().mkdir(parents=True, exist_ok=True)
-        remove_parts(corpus.path)
-        if isinstance(corpus.origin, Normalized):
-            _prepare_normalized(corpus, corpus.origin, progress)
-        elif isinstance(corpus.origin, WikipediaIntros) and from_jsonl is not None:
-            _prepare_from_file(corpus, from_jsonl, progress, say)
-        elif isinstance(corpus.origin, WikipediaIntros):
-            _prepare_introductions(corpus, limit, progress, say)
-        else:
-            raise CorpusError(f"Corpus {corpus.name} is not made by the lab: there is nothing to prepare.")
+        with alone(corpus.name, progress):
+            if corpus.path.exists():
+                return
+            remove_parts(corpus.path)
+            if isinstance(corpus.origin, Normalized):
+                _prepare_normalized(corpus, corpus.origin, progress)
+            elif from_jsonl is not None:
+                _prepare_from_file(corpus, from_jsonl, progress, say)
+            else:
+                _prepare_introductions(corpus, limit, progress, say)
     except OSError as error:
         path = Path(error.filename) if error.filename else corpus.path
         raise CorpusError(f"Corpus {corpus.name}: {storage_sentence(error, path)}") from error
@@ -69,7 +72,7 @@ def _prepare_normalized(corpus: Corpus, origin: Normalized, progress: Progress) 
 
         download(source, progress)
     size = source.path.stat().st_size
-    require_space(corpora_dir(), size, corpus.title)
+    require_space(corpora_dir(), size, f"the texts of {corpus.title}")
     progress.begin(f"Unwrapping {source.title}", size)
     normalize = normalize_documents if corpus.mode == "documents" else normalize_file
     write_atomic(corpus.path, lambda temporary: normalize(source.path, temporary, progress))
@@ -78,7 +81,7 @@ def _prepare_normalized(corpus: Corpus, origin: Normalized, progress: Progress) 
 def _prepare_introductions(corpus: Corpus, limit: int, progress: Progress, say: Callable[[str], None]) -> None:
     from engine.corpora import wikipedia
 
-    require_space(corpora_dir(), _INTRODUCTIONS, corpus.title)
+    require_space(corpora_dir(), _INTRODUCTIONS, f"the texts of {corpus.title}")
     kept = wikipedia.fetch(progress, limit=limit)
     wanted = set(wikipedia.wanted(kept, limit))
     progress.begin("Choosing passages", len(wanted), unit="articles")
@@ -94,7 +97,7 @@ def _prepare_introductions(corpus: Corpus, limit: int, progress: Progress, say: 
 
 def _prepare_from_file(corpus: Corpus, path: Path, progress: Progress, say: Callable[[str], None]) -> None:
     size = path.stat().st_size
-    require_space(corpora_dir(), size, corpus.title)
+    require_space(corpora_dir(), size, f"the texts of {corpus.title}")
     progress.begin("Choosing passages", size)
     _write(corpus, _passages_in(path, progress), say)
 

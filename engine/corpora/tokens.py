@@ -119,14 +119,15 @@ def cached_facts(corpus: Corpus) -> dict[str, Any] | None:
     Its keys are `tokens`, `documents`, `characters`, `source_bytes`, `source_sha256` and more.
     """
     manifest = _read_manifest(tokens_dir(), corpus)
+    if manifest is None:
+        return None
     try:
-        stat = corpus.path.stat()
+        stat, size = corpus.path.stat(), (tokens_dir() / manifest["tokens_file"]).stat().st_size
     except OSError:
         return None
-    if manifest is None or (manifest["source_bytes"], manifest["source_mtime_ns"]) != (stat.st_size, stat.st_mtime_ns):
+    if (manifest["source_bytes"], manifest["source_mtime_ns"]) != (stat.st_size, stat.st_mtime_ns):
         return None
-    path = tokens_dir() / manifest["tokens_file"]
-    return manifest if path.is_file() and path.stat().st_size == 2 * manifest["tokens"] else None
+    return manifest if size == 2 * manifest["tokens"] else None
 
 
 def _read_manifest(cache: Path, corpus: Corpus) -> dict[str, Any] | None:
@@ -136,7 +137,11 @@ def _read_manifest(cache: Path, corpus: Corpus) -> dict[str, Any] | None:
         return None
     if manifest.get("mode") != corpus.mode or any(type(manifest.get(f)) is not kind for f, kind in _FIELDS.items()):
         return None
-    return manifest if (cache / manifest["tokens_file"]).parent == cache else None
+    return manifest if manifest["tokens"] > 0 and _is_tokens_file(corpus, manifest["tokens_file"]) else None
+
+
+def _is_tokens_file(corpus: Corpus, name: str) -> bool:
+    return re.fullmatch(re.escape(corpus.name) + r"-[0-9a-f]{16}\.uint16", name) is not None
 
 
 def _open_cache(cache: Path, corpus: Corpus) -> TokenizedCorpus | None:
@@ -218,8 +223,12 @@ def _build(cache: Path, corpus: Corpus, progress: Progress) -> TokenizedCorpus:
         "tokens_sha256": tokens_hash.hexdigest(),
         "tokens_mtime_ns": tokens.stat().st_mtime_ns,
     }
-    write_json(cache / f"{corpus.name}.json", facts)
+    try:
+        write_json(cache / f"{corpus.name}.json", facts)
+    except BaseException:
+        tokens.unlink(missing_ok=True)  # nobody would find them, and a full disk needs the room
+        raise
     for old in cache.glob("*.uint16"):
-        if old != tokens and re.fullmatch(re.escape(corpus.name) + r"-[0-9a-f]{16}\.uint16", old.name):
+        if old != tokens and _is_tokens_file(corpus, old.name):
             old.unlink(missing_ok=True)  # whoever has it mapped keeps reading it
     return _tokenized(corpus, np.memmap(tokens, dtype=np.uint16, mode="r"), facts)

@@ -45,7 +45,7 @@ class Remote:
         url: where it is.
         variable: the environment variable that names another place.
         size: bytes; 0 takes the server's word.
-        digest: of its content; None takes the MD5 that the server publishes, where it does.
+        digest: of its content; None takes the hash that the server publishes, where it does.
         version: what kept bytes are a part of; "" stands for the server's ETag. To be set when the address leads to
             different servers, whose ETags need not agree.
     """
@@ -147,7 +147,7 @@ class Transfer:
             raise Trouble("it would not continue the file")
         if status not in (200, 206):
             raise refusal(status, response.reason, headers)
-        if headers.get("Content-Encoding", "identity") != "identity":
+        if headers.get("Content-Encoding", "").strip().lower() not in ("", "identity"):
             raise Trouble("it compressed the file though it was asked not to", lasting=True)
         start, total = _extent(status, headers)
         if start != (asked if status == 206 else 0):
@@ -155,7 +155,7 @@ class Transfer:
             raise Trouble("it sent another part of the file than it was asked for")
         self._check_size(total)
         self._check_version(self.remote.version or _strong_etag(headers), status)
-        self.digest = self.remote.digest or _md5(headers)
+        self.digest = self.remote.digest or _linked(response) or _md5(headers)
         self.size = self.remote.size or total or 0
         if total is None and not self.size and not self.digest:
             raise Trouble("it tells neither the size nor a hash of the file, which cannot be verified", lasting=True)
@@ -249,6 +249,14 @@ def _strong_etag(headers: Mapping[str, str]) -> str:
     """The ETag if it promises equal bytes, else "": only such a one may stand in If-Range (RFC 9110, 13.1.5)."""
     etag = headers.get("ETag", "").strip()
     return etag if etag.startswith('"') else ""
+
+
+def _linked(response: requests.Response) -> Digest | None:
+    """The SHA-256 that the hub tells of a large file when it sends its client elsewhere."""
+    for answer in (*response.history, response):
+        if match := re.fullmatch(r'"?([0-9a-fA-F]{64})"?', answer.headers.get("X-Linked-Etag", "").strip()):
+            return Digest("SHA-256", match[1])
+    return None
 
 
 def _md5(headers: Mapping[str, str]) -> Digest | None:

@@ -250,7 +250,7 @@ def _list_articles(client: Client, kept: Kept, progress: Progress, limit: int) -
                 list="categorymembers", cmtitle=category, cmnamespace=0, cmprop="title", cmlimit="max", **following
             )
             titles = [member["title"] for member in _part(client, answer, "categorymembers")]
-            kept.add_titles(category, titles, answer.get("continue"))
+            kept.add_titles(category, titles, _following(client, answer, following))
             progress.advance(len(kept.titles) - before)
     if not kept.titles:
         raise CorpusError(f"{client.address} lists no articles in {' or '.join(CATEGORIES)}.")
@@ -270,18 +270,22 @@ def _fetch_batch(client: Client, kept: Kept, progress: Progress, titles: list[st
     following: dict[str, str] | None = {}
     while following is not None:
         answer = client.query(
-            prop="extracts", exintro=1, explaintext=1, exlimit="max", titles="|".join(titles), **following
+            prop="extracts",
+            exintro=1,
+            explaintext=1,
+            exlimit="max",
+            redirects=1,
+            titles="|".join(titles),
+            **following,
         )
-        asked_as = {change["to"]: change["from"] for change in answer.get("query", {}).get("normalized", [])}
+        extracts = {page["title"]: page.get("extract") for page in _part(client, answer, "pages")}
         found = {}
-        for page in _part(client, answer, "pages"):
-            title = asked_as.get(page["title"], page["title"])
-            if title in left and "extract" in page:
-                found[title] = page["extract"]
+        for title in list(left):
+            extract = extracts.get(_renamed(client, answer, title))
+            if isinstance(extract, str):
+                found[title] = extract
                 del left[title]
-        if answer.get("continue") == following:
-            raise CorpusError(f"{client.address} goes round in circles: it continues where it was continued.")
-        following = answer.get("continue")
+        following = _following(client, answer, following)
         if following is None or not left:  # whatever is still left was moved or deleted since it was listed
             found |= dict.fromkeys(left, "")
             following = None
@@ -289,13 +293,42 @@ def _fetch_batch(client: Client, kept: Kept, progress: Progress, titles: list[st
         progress.advance(len(found))
 
 
-def _part(client: Client, answer: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """A list in an answer's `query`.
+def _renamed(client: Client, answer: dict[str, Any], title: str) -> str:
+    """The title under which an answer has the page that was asked for as `title`."""
+    for change in ("normalized", "redirects"):
+        for pair in _part(client, answer, change, ("from", "to"), required=False):
+            if pair["from"] == title:
+                title = pair["to"]
+                break
+    return title
+
+
+def _following(client: Client, answer: dict[str, Any], before: dict[str, str]) -> dict[str, str] | None:
+    """Parameters that continue an answer, itself got with those `before`; None when it is whole."""
+    following = answer.get("continue")
+    if not following:
+        return None
+    if following == before or not isinstance(following, dict):
+        raise CorpusError(f"{client.address} goes round in circles: it continues where it was continued.")
+    return following
+
+
+def _part(
+    client: Client, answer: dict[str, Any], name: str, keys: tuple[str, ...] = ("title",), required: bool = True
+) -> list[dict[str, Any]]:
+    """A list in an answer's `query`, of objects that have strings under `keys`.
+
+    The older `formatversion=1`, which some wikis answer whatever they are asked, has pages under their numbers.
 
     Raises:
         CorpusError: it is not there: something else than the API answered.
     """
-    part = answer.get("query", {}).get(name)
-    if not isinstance(part, list) or not all(isinstance(page, dict) and "title" in page for page in part):
-        raise CorpusError(f"{client.address} answered without `{name}`: is it a MediaWiki API?")
-    return part
+    query = answer.get("query")
+    part = query.get(name) if isinstance(query, dict) else None
+    if isinstance(part, dict):
+        part = list(part.values())
+    if part is None and not required:
+        return []
+    if isinstance(part, list) and all(isinstance(o, dict) and all(type(o.get(k)) is str for k in keys) for o in part):
+        return part
+    raise CorpusError(f"{client.address} answered without `{name}`: is it a MediaWiki API?")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import random
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine import tokenizer
+from engine.corpora import open_tokens
 from engine.data import TrainingWindows, count_windows, order, split, validation_batches
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -131,3 +137,56 @@ def test_validation_is_spread_evenly() -> None:
     rows = np.concatenate(list(validation_batches(numbered(1001), 10, 5, limit=2)))
     gaps = np.diff(rows[:, 0] // 10)
     assert gaps.min() == 11 and gaps.max() == 11
+
+
+# ------------------------------------------------------------------------------------------------ books
+
+WORDS = ["lamp", "river", "stone", "garden", "window", "letter", "bread", "horse", "silver", "winter", "music", "table"]
+
+
+def shelf(corpora: Path, seed: int) -> tuple[np.ndarray, dict[int, int]]:
+    """A corpus of books, each of one word alone: its tokens, and which book each id belongs to."""
+    rng = random.Random(seed)
+    books = [(word + " ") * rng.choice([1, 2, 7, rng.randrange(1, 400)]) for word in WORDS]
+    lines = [json.dumps({"text": book.strip()}) for book in books]
+    lines.insert(rng.randrange(len(lines)), json.dumps({"text": ""}))  # a book without any text is none
+    (corpora / f"books{seed}.jsonl").write_text("\n".join(lines))
+    corpus = open_tokens(f"books{seed}")
+    assert corpus.documents == len(books)
+    owner = {token: i for i, book in enumerate(books) for token in tokenizer.encode(book.strip())}
+    assert len({token for book in books for token in set(tokenizer.encode(book.strip()))}) == len(owner)
+    assert sum(len(set(tokenizer.encode(book.strip()))) for book in books) == len(owner), "the books share a token"
+    return np.asarray(corpus.tokens), owner
+
+
+def crossings(rows: np.ndarray, owner: dict[int, int]) -> int:
+    """How many targets are of another book than the token right before them."""
+    books = np.vectorize(lambda token: owner.get(int(token), -1))(rows)
+    assert ((books >= 0) | (rows == tokenizer.END_OF_TEXT)).all()
+    before, target = books[:, :-1], books[:, 1:]
+    return int(((before != target) & (before >= 0) & (target >= 0)).sum())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_window_runs_from_one_book_into_the_next_unmarked(seed: int, corpora_folder: Path) -> None:
+    """Whatever the seed, the epoch, and the length of the context; in validation too."""
+    tokens, owner = shelf(corpora_folder, seed)
+    assert (tokens == tokenizer.END_OF_TEXT).sum() == len(WORDS) - 1
+    train, validation = split(tokens, 0.3)
+    for context in (1, 2, 3, 8, 31, 64, 200):
+        windows = TrainingWindows(train, context, seed * 7919 + context)
+        marks = 0
+        for epoch in range(4 if windows.per_epoch else 0):
+            rows = windows.batch(epoch * windows.per_epoch, windows.per_epoch)
+            assert crossings(rows, owner) == 0
+            marks += (rows[:, :-1] == tokenizer.END_OF_TEXT).sum()
+        assert marks or not windows.per_epoch, "windows do span books, with the mark between"
+        for rows in validation_batches(validation, context, 4, limit=50):
+            assert crossings(rows, owner) == 0
+
+
+def test_crossings_are_found_where_they_are(corpora_folder: Path) -> None:
+    """The check itself: the same books without the marks cross, once between each two."""
+    tokens, owner = shelf(corpora_folder, 0)
+    unmarked = tokens[tokens != tokenizer.END_OF_TEXT]
+    assert crossings(unmarked[None, :].astype(np.int64), owner) == len(WORDS) - 1

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.files import FolderLock, read_json, remove_folder, write_atomic, write_json
+from engine.errors import CorpusError
+from engine.files import (
+    FolderLock,
+    read_json,
+    remove_folder,
+    remove_parts,
+    require_space,
+    write_atomic,
+    write_json,
+    write_temporary,
+)
 from engine.paths import PROJECT
 
 JSON = st.recursive(
@@ -207,3 +219,70 @@ def test_asking_does_not_disturb_who_wants_the_lock(tmp_path: Path) -> None:
         done.set()
         for asker in askers:
             asker.join()
+
+
+# ------------------------------------------------------------------------------------------------ room and haste
+
+
+def test_space_is_required_to_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**10, 10**10 - 5_000_000, 5_000_000))
+    require_space(tmp_path, 5_000_000, "the books")
+    require_space(tmp_path, 0, "nothing at all")
+    with pytest.raises(CorpusError) as caught:
+        require_space(tmp_path, 1_234_500_000, "the books")
+    assert str(caught.value) == (
+        f"The books need about 1,234.5 MB, and the disk that holds {tmp_path} has 5.0 MB free. "
+        "Free some space, then try again."
+    )
+
+
+def test_a_disk_that_is_there_has_some_room(tmp_path: Path) -> None:
+    require_space(tmp_path, 1, "a byte")
+    with pytest.raises(CorpusError, match="Free some space"):
+        require_space(tmp_path, 1 << 62, "the library of Babel's shelves")
+
+
+def test_write_temporary_replaces_and_leaves_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.json"
+    for content in ("old", "neu: ü"):
+        write_temporary(path, content)
+        assert path.read_text(encoding="utf-8") == content
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for method in ("write_text", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, method, full)
+            with pytest.raises(OSError, match="No space left"):
+                write_temporary(path, "newer")
+        assert os.listdir(tmp_path) == ["file.json"] and path.read_text(encoding="utf-8") == "neu: ü"
+
+
+def test_a_reader_never_sees_half_of_what_is_written_in_haste(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_temporary(path, "0" * 100_000)
+    seen: set[str] = set()
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            text = path.read_text()
+            seen.add(f"{len(text)} {len(set(text))}")
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for n in range(300):
+        write_temporary(path, str(n % 10) * 100_000)
+    done.set()
+    reader.join()
+    assert seen == {"100000 1"}
+
+
+def test_parts_of_one_file_are_removed_and_no_others(tmp_path: Path) -> None:
+    others = ["mine.txt", ".mine.txt", ".mine.txt.old", ".mine-too.txt.0123abcd.part", ".mine.md.0123abcd.part"]
+    for name in [*others, ".mine.txt.0123abcd.part", ".mine.txt.ffffffff.part"]:
+        (tmp_path / name).touch()
+    remove_parts(tmp_path / "mine.txt")
+    assert sorted(os.listdir(tmp_path)) == sorted(others)

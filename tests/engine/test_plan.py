@@ -6,14 +6,15 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import PRESETS, TrainConfig
-from engine.data import count_windows
+from engine.data import count_windows, split
 from engine.errors import ConfigError
-from engine.plan import learning_rate, make_plan
+from engine.plan import learning_rate, make_plan, too_small_for, windows_by_preset
 
 
 def refusal(tokens: int, **settings: Any) -> tuple[str, str]:
@@ -142,3 +143,44 @@ def test_a_batch_larger_than_the_text() -> None:
     field, message = refusal(4630, batch_size=10, grad_accum_steps=2)
     assert field == "batch_size"
     assert "10 × 2 = 20" in message and "4,630" in message and "18" in message and "--batch-size" in message
+
+
+# ------------------------------------------------------------------------------------------------ small corpora
+
+
+@given(tokens=st.integers(0, 3_000_000), whole=st.booleans())
+def test_windows_by_preset_are_those_a_run_would_have(tokens: int, whole: bool) -> None:
+    text = np.empty(tokens, dtype=np.uint16)
+    train = len(text) if whole else len(split(text, TrainConfig().val_fraction)[0])
+    for name, windows in windows_by_preset(tokens, whole=whole).items():
+        try:
+            plan = make_plan(TrainConfig(config=name, batch_size=1, grad_accum_steps=1), train, 0)
+        except ConfigError:
+            assert windows == 0
+        else:
+            assert plan.windows == windows
+
+
+@given(tokens=st.integers(0, 60_000), whole=st.booleans())
+def test_a_corpus_is_too_small_for_a_preset_exactly_when_a_run_is_refused(tokens: int, whole: bool) -> None:
+    train = tokens if whole else tokens - round(tokens * 0.1)
+    refused = []
+    for name in PRESETS:
+        try:
+            make_plan(TrainConfig(config=name), train, 0)
+        except ConfigError:
+            refused.append(name)
+    sentence = too_small_for(tokens, whole=whole)
+    assert (sentence == "") == (refused == [])
+    if refused:
+        assert sentence.startswith(f"Too small for {', '.join(refused)}: ")
+        assert f"the training part has {train:,}." in sentence and "\n" not in sentence
+
+
+def test_the_numbers_of_a_corpus_that_is_too_small() -> None:
+    assert too_small_for(1000).startswith("Too small for ")
+    assert "a step takes 4 × 256 tokens or more and one to predict last, and the training part has 900." in (
+        too_small_for(1000)
+    )
+    assert "nano" not in too_small_for(1025, whole=True) and "nano" in too_small_for(1024, whole=True)
+    assert too_small_for(10_000_000) == ""

@@ -92,7 +92,23 @@ def test_progress_goes_to_the_end() -> None:
 
 # ------------------------------------------------------------------------------------------------ names
 
-ESCAPES = ["../x", "..", ".", "/etc/passwd", "a/b", "a\\b", "a\0b", ".hidden", "-rf", "_x", "a\n", "\n", "~", "a b", "a.b"]
+ESCAPES = [
+    "../x",
+    "..",
+    ".",
+    "/etc/passwd",
+    "a/b",
+    "a\\b",
+    "a\0b",
+    ".hidden",
+    "-rf",
+    "_x",
+    "a\n",
+    "\n",
+    "~",
+    "a b",
+    "a.b",
+]
 
 
 @pytest.mark.parametrize("name", [*ESCAPES, "", "é", "世界", "x" * 65, "Ａ", "٣"])
@@ -321,7 +337,8 @@ def test_of_many_at_once_exactly_one_wins(corpora_folder: Path) -> None:
 
 def test_a_large_file_takes_little_memory(tmp_path: Path) -> None:
     """60 MB; what a process grows by while it copies and checks them."""
-    for suffix, line in ((".txt", b"All work and no play. " * 50 + b"\n"), (".jsonl", b'{"text": "All work."}\n')):
+    text = b"All work and no play. " * 200
+    for suffix, line in ((".txt", text + b"\n"), (".jsonl", b'{"text": "' + text + b'"}\n')):
         with (tmp_path / f"large{suffix}").open("wb") as file:
             block = line * (1_000_000 // len(line))
             for _ in range(60):

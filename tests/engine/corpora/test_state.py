@@ -127,7 +127,7 @@ def test_a_file_that_goes_while_it_is_looked_at(add_corpus: AddCorpus, monkeypat
 
 def test_a_folder_is_no_corpus(corpora_folder: Path) -> None:
     (corpora_folder / "shakespeare.txt").mkdir()
-    assert now("shakespeare").word == "available" and not is_ready(find_corpus("shakespeare"))
+    assert now("shakespeare").bytes is None and not is_ready(find_corpus("shakespeare"))
 
 
 def test_a_run_can_start_at_once_on_a_small_text_or_a_tokenized_one(corpora_folder: Path) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+from collections import namedtuple
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ import numpy as np
 import pytest
 
 from engine import tokenizer
-from engine.corpora import open_tokens
+from engine.corpora import find_corpus, open_tokens, tokens
 from engine.errors import CorpusError
 from engine.paths import PROJECT
 
@@ -212,3 +216,182 @@ def test_two_processes_that_build_at_once_agree(add_corpus: AddCorpus, corpora_f
     ids = np.array(tokenizer.encode(path.read_text()), dtype=np.uint16)
     assert outputs[0] == outputs[1] == f"{len(ids)} {hashlib.sha256(ids.tobytes()).hexdigest()}\n"
     assert sorted(p.suffix for p in (corpora_folder / ".tokens").iterdir()) == [".json", ".lock", ".uint16"]
+
+
+# ------------------------------------------------------------------------------------------------ damage
+
+
+def tokens_file(corpora: Path, name: str = "mine") -> Path:
+    (path,) = (corpora / ".tokens").glob(f"{name}-*.uint16")
+    return path
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 777, 1500, -2, -1])
+@pytest.mark.parametrize("bit", [1, 128])
+def test_a_flipped_bit_is_found(place: int, bit: int, add_corpus: AddCorpus, corpora_folder: Path) -> None:
+    text = "All work and no play makes a dull text. " * 100
+    add_corpus("mine", text)
+    open_tokens("mine")
+    path = tokens_file(corpora_folder)
+    data = bytearray(path.read_bytes())
+    data[place] ^= bit
+    path.write_bytes(data)
+    assert text_of("mine") == text
+    before = cache_files(corpora_folder)
+    assert text_of("mine") == text and cache_files(corpora_folder) == before, "mended once, and for good"
+
+
+def test_touched_but_equal_tokens_are_reused_and_read_through_once(
+    add_corpus: AddCorpus, corpora_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_corpus("mine", "The same as before.")
+    open_tokens("mine")
+    path = tokens_file(corpora_folder)
+    inode = path.stat().st_ino
+    os.utime(path, ns=(0, 0))
+    hashed: list[Path] = []
+    real = tokens._sha256
+    monkeypatch.setattr(tokens, "_sha256", lambda path: (hashed.append(path), real(path))[1])
+    for _ in range(3):
+        assert text_of("mine") == "The same as before."
+    assert hashed == [path] and path.stat().st_ino == inode
+
+
+@pytest.mark.parametrize(
+    "changes", [{"tokens_file": "mine-\0.uint16"}, {"tokens_file": ""}, {"tokens_file": "."}, {"mode": "documents"}]
+)
+def test_a_manifest_that_was_tampered_with_is_made_anew(
+    changes: dict[str, Any], add_corpus: AddCorpus, corpora_folder: Path
+) -> None:
+    add_corpus("mine", "Some text.")
+    open_tokens("mine")
+    change_manifest(corpora_folder, "mine", **changes)
+    assert tokens.cached_facts(find_corpus("mine")) is None
+    assert text_of("mine") == "Some text."
+
+
+def test_a_manifest_of_nothing(add_corpus: AddCorpus, corpora_folder: Path) -> None:
+    add_corpus("mine", "Some text.")
+    open_tokens("mine")
+    tokens_file(corpora_folder).write_bytes(b"")
+    change_manifest(corpora_folder, "mine", tokens=0, tokens_sha256=hashlib.sha256(b"").hexdigest())
+    assert text_of("mine") == "Some text."
+
+
+def test_another_mode_gives_other_tokens_of_the_same_text(
+    add_corpus: AddCorpus, corpora_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mark of TinyStories is text in one mode, and the separator in the other; the file's hash is the same."""
+    add_corpus("mine", "One.<|endoftext|>Two.")
+    plain = open_tokens("mine")
+    real = find_corpus
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens, "find_corpus", lambda name: replace(real(name), marked=True))
+        marked = open_tokens("mine")
+    assert (plain.documents, marked.documents) == (1, 2)
+    assert tokenizer.END_OF_TEXT in marked.tokens and tokenizer.END_OF_TEXT not in plain.tokens
+    assert np.array_equal(open_tokens("mine").tokens, plain.tokens)
+
+
+# ------------------------------------------------------------------------------------------------ large files
+
+
+def write_prose(path: Path, megabytes: int) -> None:
+    """Prose of many different words, quickly: lines of a few thousand, in an order that does not repeat."""
+    random = np.random.default_rng(7)
+    parts = ["ba", "de", "mi", "lo", "su", "tra", "ken", "shi", "on", "er"]
+    words = np.array([a + b + c for a in parts for b in parts for c in parts])
+    lines = [" ".join(random.choice(words, 12)) + f" {i}.\n" for i in range(3000)]
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(megabytes):
+            block = "".join(lines[i] for i in random.integers(0, len(lines), 16_000))
+            file.write(block[:1_000_000])
+
+
+def test_the_second_time_a_large_corpus_is_there_at_once(corpora_folder: Path) -> None:
+    write_prose(corpora_folder / "large.txt", 20)
+    first = open_tokens("large")
+    began = time.perf_counter()
+    second = open_tokens("large")
+    assert time.perf_counter() - began < 0.1
+    assert len(second.tokens) == len(first.tokens) > 3_000_000
+
+
+def python(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_a_large_file_is_tokenized_in_bounded_memory(corpora_folder: Path) -> None:
+    write_prose(corpora_folder / "large.txt", 64)
+    peak = python(
+        "import resource; from engine.corpora import open_tokens; open_tokens('large');"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    assert int(peak) < 600_000, f"{int(peak) / 1000:.0f} MB"
+
+
+def test_of_two_processes_one_builds(add_corpus: AddCorpus, corpora_folder: Path) -> None:
+    add_corpus("big", "All work and no play makes a dull text. " * 100_000)
+    code = (
+        "import sys; from engine.corpora import open_tokens, tokens; build = tokens._build\n"
+        "def counted(*a): print('built'); return build(*a)\n"
+        "tokens._build = counted; print('ready', flush=True); sys.stdin.readline(); open_tokens('big')"
+    )
+    pipe = subprocess.PIPE
+    several = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdin=pipe, stdout=pipe, text=True)
+        for _ in range(3)
+    ]
+    for process in several:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in several:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=60)[0] for process in several]
+    assert sorted(outputs) == ["", "", "built\n"] and all(process.returncode == 0 for process in several)
+
+
+@pytest.mark.parametrize("moment", ["tokens", "manifest"])
+def test_a_disk_that_fills_up_leaves_nothing(moment: str, add_corpus: AddCorpus, corpora_folder: Path) -> None:
+    """For real, in a process that may write files of so many bytes; the manifest is smaller, so it is made to fail."""
+    add_corpus("mine", "word " * 20_000)
+    limit = (
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))"
+        if moment == "tokens"
+        else "tokens.write_json = full"
+    )
+    printed = python(
+        "import resource, os; from engine import tokenizer; from engine.corpora import open_tokens, tokens\n"
+        "from engine.errors import CorpusError\n"
+        "def full(*_): raise OSError(28, 'No space left on device')\n"
+        f"{limit}\n"
+        "try: open_tokens('mine')\n"
+        "except CorpusError as error: print(error)\n"
+    )
+    assert printed.startswith("Corpus mine: ") and printed.count("\n") == 1
+    assert cache_files(corpora_folder) == {}
+    assert text_of("mine") == "word " * 20_000
+
+
+def test_too_little_space_is_found_before_anything_is_read(
+    add_corpus: AddCorpus, corpora_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_corpus("mine", "word " * 20_000)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 59_999, 59_999))
+    assert refusal("mine").startswith("The tokens of Mine need about 0.1 MB")
+    assert cache_files(corpora_folder) == {}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 60_000, 60_000))
+    assert text_of("mine") == "word " * 20_000
+
+
+def test_what_a_killed_process_left_is_removed(add_corpus: AddCorpus, corpora_folder: Path) -> None:
+    add_corpus("mine", "Some text.")
+    (corpora_folder / ".tokens").mkdir()
+    for name in (".mine.uint16.0123abcd.part", ".mine-too.uint16.0123abcd.part"):
+        (corpora_folder / ".tokens" / name).write_bytes(b"half")
+    open_tokens("mine")
+    assert sorted(p.suffix for p in (corpora_folder / ".tokens").iterdir()) == [".json", ".lock", ".part", ".uint16"]
