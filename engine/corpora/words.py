@@ -1,8 +1,9 @@
 """Many words at once: GPT-2's byte pairs several times as fast as one by one, with the very same ids.
 
 A text consists of few distinct words. So the text is cut into the pattern's matches with array arithmetic, each
-distinct match is tokenized once by tiktoken, and the rest is looked up. The arithmetic knows ASCII alone: stretches with other
-characters are left whole, from one safe cut to the next (see `chunks`), and are looked up, or tokenized, as one.
+distinct match is tokenized once by tiktoken, and the rest is looked up. The arithmetic knows ASCII alone: stretches
+with other characters are left whole, from one safe cut to the next (see `chunks`), and are looked up, or tokenized, as
+one.
 """
 
 from __future__ import annotations

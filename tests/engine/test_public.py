@@ -135,7 +135,7 @@ FLOORS = [
     {"evaluate", "generate"},
     {"train"},
     {"session"},
-    {"cli", "runs"},
+    {"cli", "runs", "download_corpora", "prepare_corpora"},
 ]
 
 
