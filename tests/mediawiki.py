@@ -27,6 +27,9 @@ class MediaWiki:
         categories: titles by category.
         extracts: introductions by title; a title without one was deleted since.
         members_a_page: how many members one answer lists at most.
+        redirects: titles that lead to others since.
+        old_format: it answers `formatversion=1` whatever it is asked, as wikis of before 2015 do.
+        going_round: it continues every listing where it began.
         extracts_a_page: how many extracts one answer brings at most; the rest is continued.
         faults: what happens to the next requests, one each: a status, `maxlag`, `cut`, `torn`, `html`, `hang`, or an
             API error's code; None lets one through.
@@ -40,6 +43,8 @@ class MediaWiki:
         self.extracts = extracts
         self.members_a_page = 500
         self.extracts_a_page = EXTRACTS
+        self.redirects: dict[str, str] = {}
+        self.old_format = self.going_round = False
         self.faults: list[str | int | None] = []
         self.retry_after = ""
         self.requests: list[dict[str, str]] = []
@@ -56,7 +61,8 @@ class MediaWiki:
         if asked.get("list") == "categorymembers":
             return self._members(asked)
         if asked.get("prop") == "extracts":
-            return self._extracts(asked)
+            answer = self._extracts(asked)
+            return _in_old_format(answer) if self.old_format else answer
         return _error("badvalue", "unknown module")
 
     def _members(self, asked: dict[str, str]) -> dict[str, Any]:
@@ -64,6 +70,7 @@ class MediaWiki:
             self.complaints.append(f"categorymembers asked with {asked}")
         titles = self.categories.get(asked["cmtitle"], [])
         start = int(asked["cmcontinue"].removeprefix("page|")) if "cmcontinue" in asked else 0
+        start *= not self.going_round
         end = start + self.members_a_page
         chosen = titles[start:end]
         self.answered.update(f"{asked['cmtitle']}/{title}" for title in chosen)
@@ -81,7 +88,10 @@ class MediaWiki:
             self.complaints.append(f"extracts asked with {asked}")
         limit = min(self.extracts_a_page, EXTRACTS if asked.get("exlimit") == "max" else int(asked.get("exlimit", 1)))
         normalized = [(title, title.replace("_", " ")) for title in titles if "_" in title]
-        there = sorted(title.replace("_", " ") for title in titles if title.replace("_", " ") in self.extracts)
+        titles = [title.replace("_", " ") for title in titles]
+        moved = [(title, self.redirects[title]) for title in titles if title in self.redirects and "redirects" in asked]
+        titles = [dict(moved).get(title, title) for title in titles]
+        there = sorted({title for title in titles if title in self.extracts})
         start = int(asked.get("excontinue", 0))
         given = there[start : start + limit]
         self.answered.update(given)
@@ -92,6 +102,8 @@ class MediaWiki:
         query: dict[str, Any] = {"pages": pages}
         if normalized:
             query["normalized"] = [{"fromencoded": False, "from": old, "to": new} for old, new in normalized]
+        if moved:
+            query["redirects"] = [{"from": old, "to": new} for old, new in moved]
         if start + limit < len(there):
             return {"continue": {"excontinue": start + limit, "continue": "||"}, "query": query}
         return {"batchcomplete": True, "query": query}
@@ -103,6 +115,14 @@ class MediaWiki:
             self.complaints.append(f"user agent {agent!r}")
         if asked.get("maxlag") != "5":
             self.complaints.append(f"maxlag {asked.get('maxlag')!r}")
+
+
+def _in_old_format(answer: dict[str, Any]) -> dict[str, Any]:
+    pages = {str(page.get("pageid", -1 - i)): page for i, page in enumerate(answer["query"]["pages"])}
+    for page in pages.values():
+        page.update({"missing": ""} if "missing" in page else {})
+    complete = {"batchcomplete": ""} if "batchcomplete" in answer else {}
+    return answer | complete | {"query": answer["query"] | {"pages": pages}}
 
 
 def _error(code: str, info: str) -> dict[str, Any]:

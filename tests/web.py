@@ -213,6 +213,10 @@ class Web:
         self._entries[resolve] = _Entry(content, headers | linked, self.cdn_url + cdn_path)
         return self.add(cdn_path, content)
 
+    def redirect(self, path: str, location: str, headers: Mapping[str, str]) -> None:
+        """Send who asks for `path` elsewhere, with these headers and no others."""
+        self._entries[path] = _Entry(Content(), headers, location)
+
     def add_book(self, line: str, content: Content) -> str:
         """Serve a book, such as `train/123.txt`, as the public bucket does; returns its path."""
         headers = {

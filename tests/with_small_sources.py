@@ -28,7 +28,7 @@ def smaller(corpus: Corpus, facts: Mapping[str, Mapping[str, Any]]) -> Corpus:
     """A registry's entry with the facts of `web.fill`; others are as they were."""
     origin = corpus.origin
     if isinstance(origin, HubFile) and corpus.name in facts:
-        origin = replace(origin, size=facts[corpus.name]["size"])
+        origin = replace(origin, **facts[corpus.name])
         return replace(corpus, origin=origin, size=0 if origin.column else origin.size)
     if isinstance(origin, WebFile) and corpus.name in facts:
         return replace(corpus, origin=replace(origin, **facts[corpus.name]), size=facts[corpus.name]["size"])

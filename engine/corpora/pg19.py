@@ -145,12 +145,13 @@ def _fetch_book(name: str, line: str, session: requests.Session, failed: dict[st
 def _sentence(name: str, total: int, absent: Sequence[str], failed: dict[str, FetchError]) -> str:
     named = [line for line in absent if line in failed]
     rest = len(absent) - len(named[:3])
+    kept = total - len(absent)
+    others = f"The other {kept:,} are kept; " if kept > 1 else "The other one is kept; " if kept else ""
     first = failed[named[0]] if named else next(iter(failed.values()))
     return (
         f"Corpus {name}: {len(absent):,} of {total:,} books could not be downloaded from {first.host}: "
         f"{', '.join(named[:3])}{f' and {rest:,} more' if rest else ''} ({first.reason}). "
-        f"The other {total - len(absent):,} are kept; "
-        f"`python -m engine.download_corpora {name}` fetches what is missing."
+        f"{others}`python -m engine.download_corpora {name}` fetches what is missing."
     )
 
 

@@ -157,8 +157,8 @@ class Transfer:
         self._check_version(self.remote.version or _strong_etag(headers), status)
         self.digest = self.remote.digest or _linked(response) or _md5(headers)
         self.size = self.remote.size or total or 0
-        if total is None and not self.size and not self.digest:
-            raise Trouble("it tells neither the size nor a hash of the file, which cannot be verified", lasting=True)
+        if not (self.size or self.digest or headers.get("Transfer-Encoding", "").lower() == "chunked"):
+            raise Trouble("it tells neither size nor hash of the file, so that it cannot be verified", lasting=True)
         return start
 
     def _check_size(self, total: int | None) -> None:

@@ -70,9 +70,44 @@ def test_a_pinned_hash_goes_before_the_published_one(web: Web, target: Path) -> 
     get(target, HubFile(FILE.repository, FILE.revision, FILE.path, SIZE, sha256=CONTENT.sha256))
 
 
-def test_a_hub_that_publishes_no_hash(web: Web, target: Path) -> None:
-    web.add(RESOLVE, CONTENT, {"ETag": '"5f3e-1a2b"'})
-    fails(target, "it publishes no hash of the file, which cannot be verified")
+@pytest.mark.parametrize("etag", ['"5f3e-1a2b"', f'W/"{CONTENT.sha256}"', f'"{CONTENT.sha256}-gzip"', ""])
+def test_a_mirror_that_publishes_no_hash_is_believed_the_size(web: Web, target: Path, etag: str) -> None:
+    web.add(RESOLVE, CONTENT, {"ETag": etag})
+    web.fail(RESOLVE, Fault(cut=60_000))
+    get(target)
+    assert target.read_bytes() == CONTENT.read()
+    target.unlink()
+    web.fail(RESOLVE, then=Fault(wrong=5))
+    pinned = HubFile(FILE.repository, FILE.revision, FILE.path, SIZE, CONTENT.sha256)
+    fails(target, "SHA-256", file=pinned)
+
+
+def test_a_redirect_on_the_same_host_tells_the_hash(web: Web, target: Path) -> None:
+    """The library follows it, and so does not see what the redirect tells."""
+    web.cdn_url = web.url
+    path = web.add_hub("someone/texts", "abc123", "data/tales.txt", CONTENT)
+    web.fail(path, then=Fault(wrong=5))
+    fails(target, f"instead of {CONTENT.sha256[:12]}…")
+    web.heal()
+    get(target)
+    assert target.read_bytes() == CONTENT.read()
+
+
+def test_a_redirect_that_tells_nothing_of_the_file(web: Web, target: Path) -> None:
+    """Its ETag, git's hash of a pointer, is not that of the content."""
+    path = web.add_hub("someone/texts", "abc123", "data/tales.txt", CONTENT)
+    web.redirect(RESOLVE, web.cdn_url + path, {"ETag": f'"{"a" * 40}"'})
+    web.fail(path, Fault(cut=60_000))
+    get(target)
+    assert target.read_bytes() == CONTENT.read() and web.sent(path) == SIZE
+
+
+@pytest.mark.parametrize("tail", ["/", "/some/mirror", "/some/mirror/"])
+def test_an_endpoint_with_a_path(web: Web, target: Path, tail: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", web.url + tail)
+    web.add(tail.rstrip("/") + RESOLVE, CONTENT, {"ETag": f'"{CONTENT.sha256}"'})
+    get(target)
+    assert target.read_bytes() == CONTENT.read()
 
 
 def test_another_size_than_the_pinned_one(web: Web, target: Path) -> None:

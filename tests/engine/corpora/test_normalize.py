@@ -123,6 +123,7 @@ def test_dashes_at_a_line_end(before: str, after: str, joined: str) -> None:
 def test_line_ends_of_windows_and_a_missing_last_one() -> None:
     text = wrapped(PROSE, 70).replace("\n", "\r\n")
     assert normalize_text(f"{text}\r\n\r\nTHE END\r\n") == f"{PROSE}\r\n\r\nTHE END\r\n"
+    assert normalize_text(f"{text}\r\n\f\r\n\f{text}\r\n") == f"{PROSE}\r\n\f\r\n\f{PROSE}\r\n"  # pages
     assert normalize_text("") == "" and normalize_text("\n\n") == "\n\n" and normalize_text("One.") == "One."
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,15 @@ def test_a_limit_makes_a_quick_corpus(wiki: MediaWiki) -> None:
     corpus = find_corpus("wikipedia_ga_intros")
     prepare(corpus, Progress(), limit=3)
     assert [document["source"] for document in documents(corpus.path)] == ["Light 0", "Light 1", "Light 2"]
+
+
+def test_two_at_once_ask_for_nothing_twice(wiki: MediaWiki, corpora_folder: Path) -> None:
+    corpus = find_corpus("wikipedia_ga_intros")
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(prepare, corpus, Progress()) for _ in range(2)]:
+            done.result()
+    assert len(documents(corpus.path)) == 43 and left_overs(corpora_folder) == []
+    assert max(wiki.answered.values()) == 1 and wiki.complaints == []
 
 
 @pytest.mark.parametrize("at", range(1, 6))
