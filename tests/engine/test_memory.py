@@ -1,0 +1,85 @@
+"""engine.memory: held to what was measured on a GPU (tests/gpu/memory_grid.py), and cheap to ask."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.config import PRESETS, SETTINGS, TrainConfig, from_dict
+from engine.memory import estimate_memory
+from engine.paths import PROJECT
+
+MEASURED = json.loads((Path(__file__).parents[1] / "data" / "h100_memory.json").read_text())["rows"]
+
+
+def config_of(row: dict[str, Any]) -> TrainConfig:
+    return from_dict({name: value for name, value in row.items() if name in SETTINGS})
+
+
+def errors(rows: list[dict[str, Any]]) -> list[float]:
+    """(estimated - measured) / measured, of the most that was allocated."""
+    return [estimate_memory(config_of(r), "cuda").peak_allocated / r["peak_allocated"] - 1 for r in rows]
+
+
+@pytest.mark.parametrize("held_back", [False, True])
+def test_the_estimate_is_what_was_measured(held_back: bool) -> None:
+    rows = [row for row in MEASURED if row["held_back"] is held_back]
+    assert len(rows) >= 40
+    found = errors(rows)
+    assert statistics.median(map(abs, found)) <= 0.03
+    assert max(map(abs, found)) <= 0.10
+    assert min(found) >= -0.03  # what is promised to fit must fit
+
+
+def test_what_was_measured_covers_the_settings() -> None:
+    assert len(MEASURED) >= 100
+    assert {row["config"] for row in MEASURED} == set(PRESETS)
+    for name, values in {
+        "precision": {"fp32", "bf16", "fp16"},
+        "optimizer": {"adamw", "adamw_8bit", "paged_adamw_8bit"},
+        "attention_impl": {"sdpa", "manual"},
+        "gradient_checkpointing": {True, False},
+        "tie_embeddings": {True, False},
+    }.items():
+        assert {row[name] for row in MEASURED} == values
+
+
+def test_checkpointing_and_8_bit_moments_lower_the_measured_peak() -> None:
+    """Of pairs in the measurements that differ in that alone."""
+    for name, less in (("gradient_checkpointing", True), ("optimizer", "adamw_8bit"), ("attention_impl", "sdpa")):
+        groups: dict[tuple[Any, ...], dict[Any, int]] = {}
+        for row in MEASURED:
+            key = tuple(row[n] for n in SETTINGS if n in row and n != name)
+            groups.setdefault(key, {})[row[name]] = row["peak_allocated"]
+        for group in groups.values():
+            if less in group and len(group) > 1:
+                assert group[less] <= max(group.values())
+
+
+def test_it_costs_nothing_and_needs_no_torch() -> None:
+    began = time.perf_counter()
+    for _ in range(20):
+        estimate_memory(TrainConfig(config="xlarge"), "cuda")
+    assert (time.perf_counter() - began) / 20 < 0.02
+    code = "import sys; import engine.memory; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_more_tokens_need_more_and_parts_add_up(preset: str, device: str) -> None:
+    config = TrainConfig(config=preset, batch_size=2, context_length=128, precision="fp32")
+    small = estimate_memory(config, device)
+    assert sum(small.parts.values()) == small.total >= small.reserved >= small.peak_allocated > 0
+    assert all(part >= 0 for part in small.parts.values())
+    for change in ({"batch_size": 8}, {"context_length": 256}, {"tie_embeddings": False}):
+        assert estimate_memory(replace(config, **change), device).total > small.total
