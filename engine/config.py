@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
@@ -424,6 +425,17 @@ def _short(text: str) -> str:
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """The config as plain values, ready for JSON."""
     return dataclasses.asdict(config)
+
+
+def command(config: TrainConfig) -> str:
+    """The command line that starts a run with these settings; those at their defaults are left out."""
+    parts = ["python -m engine.train"]
+    for name, (_, value) in differences(TrainConfig(), config).items():
+        if isinstance(value, bool):
+            parts.append(flag(name) if value else flag(name).replace("--", "--no-", 1))
+        else:
+            parts.append(f"{flag(name)} {shlex.quote(f'{value:g}' if isinstance(value, float) else str(value))}")
+    return " ".join(parts)
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from engine.config import TrainConfig
@@ -25,15 +25,46 @@ _control = Control()
 _run_id = ""
 
 
-def start(config: TrainConfig, *, name: str = "", notes: str = "") -> str:
+def start(config: TrainConfig, *, name: str = "", notes: str = "", facts: Mapping[str, Any] | None = None) -> str:
     """Start a new run in the background and return its id.
+
+    Args:
+        facts: more that its run.json is to say, such as which exercise it belongs to.
 
     Raises:
         ConfigError: all problems of the settings together.
         RunBusyError: another run is being trained, here or in another process; it names the run.
         RunError: `runs/` cannot be written.
     """
-    return _launch(lambda: new_run(config, name=name, notes=notes))
+    return _launch(lambda: new_run(config, name=name, notes=notes, facts=facts))
+
+
+def start_series(runs: Sequence[tuple[TrainConfig, str, Mapping[str, Any]]]) -> str:
+    """Start several runs one after the other; returns the id of the first.
+
+    A run that is stopped or fails ends the series.
+
+    Args:
+        runs: config, name and facts of each, as for `start`.
+
+    Raises:
+        As `start`, for the first of them.
+    """
+    (config, name, facts), *later = runs
+    first = start(config, name=name, facts=facts)
+    threading.Thread(target=_go_on, args=(first, later), name="series", daemon=True).start()
+    return first
+
+
+def _go_on(run_id: str, later: Sequence[tuple[TrainConfig, str, Mapping[str, Any]]]) -> None:
+    for config, name, facts in later:
+        wait()
+        try:
+            if load_run(run_id).state != "completed":
+                return
+            run_id = start(config, name=name, facts=facts)
+        except LabError:  # somebody else took the device, or deleted the run: the page offers what is missing
+            return
 
 
 def resume(run_id: str) -> str:

@@ -22,6 +22,7 @@ from engine.corpora.progress import Progress
 from engine.data import Tokens, split
 from engine.errors import ConfigError, CorpusError, Problem, RunBusyError, RunError, storage_sentence
 from engine.files import FolderLock
+from engine.memory import estimate_memory
 from engine.plan import Plan, make_plan
 from engine.run import ActiveRun, Run, load_run, new_id, new_info, run_lock
 
@@ -155,8 +156,13 @@ def plan_run(config: TrainConfig) -> tuple[Plan, Text]:
     return dataclasses.replace(plan, config=dataclasses.replace(plan.config, sample_prompt=prompt)), text
 
 
-def new_run(config: TrainConfig, *, name: str = "", notes: str = "") -> ActiveRun:
+def new_run(
+    config: TrainConfig, *, name: str = "", notes: str = "", facts: Mapping[str, Any] | None = None
+) -> ActiveRun:
     """A new run from fresh weights.
+
+    Args:
+        facts: more that its run.json is to say.
 
     Raises:
         ConfigError: all problems of the settings together.
@@ -167,8 +173,8 @@ def new_run(config: TrainConfig, *, name: str = "", notes: str = "") -> ActiveRu
     if len(text.corpus.tokens) <= QUICK_LADDER:  # a larger one has it from `tokenize` or the Corpora page
         ladder_of(text.corpus, text.val_corpus, config.val_fraction)
     run_id = new_id(plan.config)
-    info = new_info(run_id, plan, name=name, notes=notes, requested=_requested(config), **_facts(text))
-    return ActiveRun(run_id, plan, info).open()
+    info = new_info(run_id, plan, name=name, notes=notes, requested=_requested(config), **_facts(plan.config, text))
+    return ActiveRun(run_id, plan, info | dict(facts or {})).open()
 
 
 def _requested(config: TrainConfig) -> dict[str, Any]:
@@ -182,8 +188,14 @@ def _asked_of(run: Run) -> dict[str, Any]:
     return dict(requested) if isinstance(requested, dict) else {}
 
 
-def _facts(text: Text) -> dict[str, Any]:
-    return {"environment": environment.versions(), **text.facts}
+def _facts(config: TrainConfig, text: Text) -> dict[str, Any]:
+    return {"environment": environment.versions(), "memory_estimate_gib": _memory_estimate(config), **text.facts}
+
+
+def _memory_estimate(config: TrainConfig) -> float:
+    """GiB, of what the column `memory_gib` measures: what is allocated on a GPU, or the process on a CPU."""
+    estimate = estimate_memory(config, config.device)
+    return (estimate.total if config.device == "cpu" else estimate.peak_allocated) / environment.GIB
 
 
 def resume_run(run_id: str) -> ActiveRun:
@@ -258,34 +270,56 @@ def branch_run(
         CheckpointError: there is no such checkpoint.
         RunError, RunBusyError: as for `new_run`.
     """
-    parent = load_run(run_id)
-    checkpoint = find_checkpoint(parent.folder, step)
-    old, changes = parent.config, changes or {}
-    if canonical_name(str(changes.get("corpus", old.corpus))) != old.corpus:
-        changes = {"val_corpus": ""} | changes  # the old one's official validation text is not the new one's
-    config = read_settings(to_dict(old) | changes)
-    _refuse_architecture(old, config)
-    plan, text = plan_run(config)
-    plan, position = _continue_plan(
-        plan, checkpoint, same_text=parent.info.get("corpus_sha256") == text.corpus.source_sha256
-    )
+    branch = _plan_branch(run_id, step, changes or {})
+    parent, checkpoint, plan, text = branch.parent, branch.checkpoint, branch.plan, branch.text
     new = new_id(plan.config)
     info = new_info(
         new,
         plan,
         name=name or f"{parent.info.get('name', run_id)}, branched at step {checkpoint.step}",
         notes=notes,
-        requested=_asked_of(parent) | changes,
-        **_facts(text),
+        requested=_asked_of(parent) | branch.changes,
+        **_facts(plan.config, text),
     )
     info["parent"] = {
         "run": run_id,
         "step": checkpoint.step,
-        "changes": {name: list(pair) for name, pair in differences(old, plan.config).items()},
+        "changes": {name: list(pair) for name, pair in differences(parent.config, plan.config).items()},
     }
     info["progress"] = {key: checkpoint.progress.get(key) for key in ("step", "tokens", "elapsed_s")}
-    info["progress"] |= {"position": position, "epoch": position / plan.windows}
+    info["progress"] |= {"position": branch.position, "epoch": branch.position / plan.windows}
     return ActiveRun(new, plan, info, checkpoint).open()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Branch:
+    """A branch that could be started: where it comes from, what it would do."""
+
+    parent: Run
+    checkpoint: Checkpoint
+    changes: dict[str, Any]
+    plan: Plan
+    text: Text
+    position: int
+
+
+def plan_branch(run_id: str, step: int | None, changes: dict[str, Any]) -> Plan:
+    """What a branch would do; nothing is written but token caches. Raises like `branch_run`."""
+    return _plan_branch(run_id, step, changes).plan
+
+
+def _plan_branch(run_id: str, step: int | None, changes: dict[str, Any]) -> _Branch:
+    parent = load_run(run_id)
+    checkpoint = find_checkpoint(parent.folder, step)
+    old = parent.config
+    if canonical_name(str(changes.get("corpus", old.corpus))) != old.corpus:
+        changes = {"val_corpus": ""} | changes  # the old one's official validation text is not the new one's
+    config = read_settings(to_dict(old) | changes)
+    _refuse_architecture(old, config)
+    plan, text = plan_run(config)
+    same_text = parent.info.get("corpus_sha256") == text.corpus.source_sha256
+    plan, position = _continue_plan(plan, checkpoint, same_text=same_text)
+    return _Branch(parent, checkpoint, changes, plan, text, position)
 
 
 def _continue_plan(plan: Plan, checkpoint: Checkpoint, *, same_text: bool) -> tuple[Plan, int]:

@@ -27,7 +27,7 @@ from engine.model import GPT
 from engine.optimizer import apply_update, build_optimizer, pack_state, unpack_state
 from engine.plan import Plan, learning_rate
 from engine.run import ActiveRun
-from engine.start import open_text
+from engine.start import Text, open_text
 
 STEPS_AHEAD = 4  # how far the host may run ahead of a GPU: enough to keep it busy, few enough to stop at once
 FP16_SCALE = 2.0**12  # of the first loss; PyTorch's own 2^16 overflows in the first steps of a fresh GPT and loses them
@@ -116,25 +116,41 @@ def prepare(run: ActiveRun) -> TrainState:
         CheckpointError: the checkpoint is damaged or does not fit.
         ConfigError: a corpus or bitsandbytes is missing.
     """
-    config = run.config
+    state = build(run.plan, open_text(run.config), initialize=run.start_from is None)
+    if run.start_from is not None:
+        restore(state, run.start_from, same_text=run.keeps_text, same_optimizer=run.keeps_optimizer)
+    if state.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(state.device)
+    return state
+
+
+def build(plan: Plan, text: Text, *, initialize: bool = True) -> TrainState:
+    """Model, optimizer and data at step 0.
+
+    Args:
+        initialize: whether the weights are drawn; a checkpoint's will replace them otherwise.
+
+    Raises:
+        ConfigError: bitsandbytes is missing.
+    """
+    config = plan.config
     torch.set_num_threads(config.threads)  # of this thread: drivers differ in which one trains, results must not
     torch.manual_seed(config.seed)  # dropout; nothing else in the process may draw from the global generator
     device = torch.device(config.device)
-    text = open_text(config)
     model = GPT(
         config.model,
         dropout=config.dropout,
         attention_impl=config.attention_impl,
         gradient_checkpointing=config.gradient_checkpointing,
     )
-    if run.start_from is None:
+    if initialize:
         model.initialize(config.seed)
     model.to(device)
     optimizer = build_optimizer(
         model, config.optimizer, learning_rate=config.learning_rate, weight_decay=config.weight_decay
     )
-    state = TrainState(
-        plan=run.plan,
+    return TrainState(
+        plan=plan,
         model=model,
         optimizer=optimizer,
         windows=TrainingWindows(text.train, config.model.context_length, config.seed),
@@ -143,11 +159,6 @@ def prepare(run: ActiveRun) -> TrainState:
         device=device,
         bad=torch.zeros((), device=device),
     )
-    if run.start_from is not None:
-        restore(state, run.start_from, same_text=run.keeps_text, same_optimizer=run.keeps_optimizer)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    return state
 
 
 def train_step(state: TrainState, *, wait: bool = False) -> Iterator[dict[str, Any]]:

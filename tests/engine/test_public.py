@@ -127,15 +127,15 @@ def test_the_config_stands_on_the_standard_library() -> None:
 FLOORS = [
     {"errors", "paths"},
     {"config", "control", "files"},
-    {"tokenizer", "data", "loss", "metrics", "tables", "environment", "optimizer", "checkpoint"},
+    {"tokenizer", "data", "loss", "metrics", "tables", "environment", "optimizer", "checkpoint", "curves", "branching"},
     {"corpora", "model", "plan"},
-    {"memory", "run"},
-    {"start"},
+    {"memory", "run", "diagnosis"},
+    {"start", "exercises", "pace", "recipes"},
     {"step"},
     {"evaluate", "generate"},
     {"train"},
     {"session"},
-    {"cli", "runs", "download_corpora", "prepare_corpora"},
+    {"cli", "runs", "download_corpora", "prepare_corpora", "estimate"},
 ]
 
 

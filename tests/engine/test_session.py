@@ -112,3 +112,21 @@ def test_leaving_the_process_stops_and_saves() -> None:
     run = list_runs()[0]
     assert run.state == "stopped"
     assert run.checkpoints[-1].step == step_of(run) >= 2
+
+
+def test_a_series_runs_one_after_the_other_and_says_what_it_belongs_to() -> None:
+    short = replace(CONFIG, max_steps=2)
+    series = [(short, name, {"exercise": {"key": "smoke", "role": name}}) for name in ("one", "two")]
+    first = session.start_series(series)
+    assert load_run(first).info["name"] == "one"
+    until(lambda: [run.state for run in list_runs()] == ["completed", "completed"], 60)
+    assert sorted(run.info["exercise"]["role"] for run in list_runs()) == ["one", "two"]
+
+
+def test_a_run_that_is_stopped_ends_its_series() -> None:
+    first = session.start_series([(CONFIG, "one", {}), (replace(CONFIG, max_steps=2), "two", {})])
+    until(lambda: step_of(load_run(first)) >= 1)
+    session.request(first, "stop")
+    assert session.wait(30)
+    time.sleep(0.5)
+    assert [run.state for run in list_runs()] == ["stopped"]

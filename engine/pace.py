@@ -1,0 +1,124 @@
+"""How long a run will take, told before it starts: from earlier runs on this device, or from a few measured steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from engine.config import TrainConfig, label
+from engine.errors import RunBusyError
+from engine.plan import Plan
+from engine.run import Run, device_lock
+
+# Settings that decide how fast a step is. A run that differs in others has the same pace.
+_DECISIVE = (
+    "config",
+    "context_length",
+    "batch_size",
+    "precision",
+    "attention_impl",
+    "gradient_checkpointing",
+    "optimizer",
+    "tie_embeddings",
+    "device",
+    "threads",
+)
+_MUST_AGREE = ("config", "precision", "device")  # without these a run's pace says nothing of another's
+_ENOUGH_S = 2.0  # of training; shorter runs are mostly their first steps
+
+
+@dataclass(frozen=True)
+class Pace:
+    """An estimate of a run's speed.
+
+    Attributes:
+        tokens_per_s: over a whole run, validation, samples and saving included, or of training steps alone.
+        basis: where it comes from, in a few words.
+        whole: whether validation, samples and saving are in it.
+    """
+
+    tokens_per_s: float
+    basis: str
+    whole: bool
+
+    def seconds(self, plan: Plan) -> float:
+        """How long the plan takes at this pace."""
+        return plan.tokens / self.tokens_per_s
+
+
+def pace_of_earlier_runs(config: TrainConfig, runs: Iterable[Run], device_name: str) -> Pace | None:
+    """The pace of the most similar run on the same device, the newest of equals; None when there is none.
+
+    Args:
+        config: resolved settings.
+        runs: newest first.
+        device_name: of `engine.environment.this_machine`.
+    """
+    best: tuple[int, Pace] | None = None
+    for run in runs:
+        info = run.info
+        if _device_of(info) != device_name or not isinstance(info.get("config"), dict):
+            continue
+        rate = _rate(info)
+        differing = [name for name in _DECISIVE if info["config"].get(name) != getattr(config, name)]
+        if rate is None or any(name in differing for name in _MUST_AGREE):
+            continue
+        if best is None or len(differing) < best[0]:
+            other = f", which had another {', '.join(label(n).lower() for n in differing)}" if differing else ""
+            best = len(differing), Pace(rate, f"the pace of run {info.get('name') or run.id}{other}", whole=True)
+        if not differing:
+            break
+    return best[1] if best else None
+
+
+def _device_of(info: dict[str, Any]) -> Any:
+    environment = info.get("environment")
+    machine = environment.get("machine") if isinstance(environment, dict) else None
+    return machine.get("device_name") if isinstance(machine, dict) else None
+
+
+def _rate(info: dict[str, Any]) -> float | None:
+    """Tokens per second of a run's whole training time; a branch counts from where it began."""
+    progress = info.get("progress")
+    if not isinstance(progress, dict):
+        return None
+    tokens, seconds = progress.get("tokens"), progress.get("elapsed_s")
+    if info.get("parent") or not isinstance(tokens, int) or not isinstance(seconds, float):
+        return None
+    return tokens / seconds if seconds >= _ENOUGH_S and tokens else None
+
+
+def measure_pace(plan: Plan, seconds: float = 4.0) -> Pace:
+    """Train a throw-away model for a few seconds and time its steps. Nothing is written.
+
+    Args:
+        plan: of the run; its text is used.
+        seconds: at least two steps are timed, after one that is not, however long they take.
+
+    Raises:
+        RunBusyError: a run is training on the device; both would be slow.
+        ConfigError, LabError: as a run with these settings would.
+    """
+    from engine import step
+    from engine.start import open_text
+
+    lock = device_lock(plan.config.device)
+    if not lock.acquire(note="", patience_s=0.3):
+        run_id = lock.note()
+        raise RunBusyError("A run is training on this device now. Measure when it is done.", run_id)
+    try:
+        forever = dataclasses.replace(plan, total_steps=max(plan.total_steps, 1_000_000))
+        state = step.build(forever, open_text(plan.config))
+        list(step.train_step(state, wait=True))  # the first step loads and tunes kernels
+        began, done = time.perf_counter(), 0
+        while done < 2 or time.perf_counter() - began < seconds:
+            list(step.train_step(state, wait=done < 2))
+            done += 1
+        list(step.finished_rows(state))
+        rate = done * plan.config.tokens_per_step / (time.perf_counter() - began)
+    finally:
+        lock.release()
+    return Pace(rate, f"{done} measured steps, validation and samples left out", whole=False)
