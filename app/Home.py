@@ -33,6 +33,7 @@ page = st.navigation(
     [
         st.Page("views/home.py", title="Home", icon=":material/home:", default=True),
         st.Page("views/pretraining.py", title="Pretraining", icon=":material/model_training:", url_path="pretraining"),
+        st.Page("views/exercises.py", title="Exercises", icon=":material/school:", url_path="exercises"),
         st.Page("views/corpora.py", title="Corpora", icon=":material/menu_book:", url_path="corpora"),
         st.Page("views/runs.py", title="Runs", icon=":material/stacked_line_chart:", url_path="runs"),
     ],

@@ -4,11 +4,11 @@ import streamlit as st
 
 from app.widgets import actions, formats, run_parts
 from app.widgets.guard import guard
+from app.widgets.machine import machine
 from app.widgets.plot import preload
 from app.widgets.snapshot import snapshot
 from engine import session
 from engine.config import TrainConfig
-from engine.environment import this_machine
 from engine.run import active_runs, list_runs
 
 SMOKE = TrainConfig(config="nano", corpus="verdict", epochs=3)
@@ -45,12 +45,6 @@ def recent_runs(count: int = 5) -> None:
             actions.run_link(run.id, shot.name, icon=":material/show_chart:")
             loss = formats.loss(shot.last.get("train_loss"))
             st.caption(f"training loss {loss} · {formats.moment(shot.info.get('created'))}", width="content")
-
-
-@st.cache_data(show_spinner="Looking at this machine …")
-def machine():
-    """Facts about this machine; they don't change while the app runs."""
-    return this_machine()
 
 
 runs = list_runs()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,13 +205,26 @@ def _near_rungs(
     return groups
 
 
-def line_figure(curve: Curve, column: str, view: View, unit: str, *, hover: str = ",.4~g") -> Figure:
-    """One measured column of one run, as it is."""
+def line_figure(
+    curve: Curve,
+    column: str,
+    view: View,
+    unit: str,
+    *,
+    hover: str = ",.4~g",
+    marks: Sequence[tuple[str, float]] = (),
+) -> Figure:
+    """One measured column of one run, as it is.
+
+    Args:
+        marks: names and values of lines to compare it with.
+    """
     figure = _figure(view, unit)
     x, y = _columns(curve.metrics, view.x, column)
     chosen = thin(x, y)
     line = dict(color=colour(curve.run_id), width=1.5)
     figure["data"] = [_line(x[chosen], y[chosen], unit, line, hover=hover, showlegend=False)]
+    _add_rungs(figure, marks)
     return _say_if_empty(figure)
 
 
@@ -338,3 +351,43 @@ def _figure(view: View, unit: str) -> Figure:
             uirevision=f"{view.x} {view.log_x} {view.log_y}",  # a zoom is kept until the axes are others
         ),
     )
+
+
+def memory_figure(parts: Mapping[str, float], limits: Sequence[tuple[str, float]]) -> Figure:
+    """What a run holds, part beside part, against what devices have.
+
+    Args:
+        parts: name -> GiB.
+        limits: name and GiB of devices, the one at hand first; larger ones than the next above the total are left out.
+    """
+    figure = _plain_figure("GiB", "")
+    layout = figure["layout"]
+    total = sum(parts.values())
+    layout |= dict(barmode="stack", hovermode="closest", bargap=0.3)
+    figure["data"] = [
+        dict(
+            type="bar",
+            orientation="h",
+            y=["memory"],
+            x=[_short(size)],
+            name=f"{name} {size:.2f}",
+            marker=dict(color=PALETTE[number % len(PALETTE)]),
+            hovertemplate=f"{name}: %{{x:.2f}} GiB<extra></extra>",
+        )
+        for number, (name, size) in enumerate(parts.items())
+        if size > 0
+    ]
+    here, *cards = limits
+    above = [limit for _, limit in cards if limit > total]
+    end = max(min(above, default=total), here[1] if here[1] < 2 * total else 0, total) * 1.08
+    shown = [limit for limit in limits if limit[1] <= end]
+    for name, limit in shown:
+        colour = ALARM if name == here[0] else NEUTRAL
+        line = dict(color=colour, width=2 if name == here[0] else 1, dash="solid" if name == here[0] else "dot")
+        layout["shapes"] += [dict(type="line", x0=limit, x1=limit, y0=0, y1=1, yref="paper", line=line)]
+        text = dict(text=name, showarrow=False, font=dict(color=colour, size=11), xanchor="right", yanchor="bottom")
+        layout["annotations"] += [dict(x=limit, y=0.86 if name == here[0] else 0.0, yref="paper", **text)]
+    layout["xaxis"] |= dict(range=[0, end], showgrid=False)
+    layout["yaxis"] |= dict(type="category", showgrid=False, showticklabels=False)
+    layout["legend"] |= dict(traceorder="normal")
+    return figure

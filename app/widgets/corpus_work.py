@@ -95,7 +95,7 @@ def get_ready(corpora: list[Corpus]) -> None:
     else:
         st.info(f"{names} must be tokenized first. This is done once.")
         label, icon = "Tokenize", ":material/token:"
-    if st.button(label, icon=icon, key="get-ready"):
+    if st.button(label, icon=icon, key=f"get-ready-{corpora[0].name}"):
         jobs.start([corpus.name for corpus in reversed(corpora)])  # validation first, for the loss ladder
         st.rerun(scope="fragment")
 

@@ -10,8 +10,11 @@ from typing import Any
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app.widgets import actions, charts, formats, run_parts
+from app.widgets import actions, charts, diagnosis, formats, run_parts
+from app.widgets.branch import branch_button
 from app.widgets.charts import AXES, Curve, View
+from app.widgets.form_fields import fill
+from app.widgets.form_shortcuts import settings_of
 from app.widgets.guard import guard
 from app.widgets.plot import plot
 from app.widgets.snapshot import Snapshot, read, snapshot
@@ -44,6 +47,13 @@ PANELS = {  # column -> title, unit, format of a value, meaning
         ".3f",
         "Length of the gradient before clipping. A steady line is healthy; a spike warns of a loss that may follow.",
     ),
+    "memory_gib": (
+        "Memory",
+        "GiB",
+        ",.2f",
+        "On a GPU the most that was allocated so far, on a CPU what the process holds. The line is the estimate made "
+        "before the start.",
+    ),
 }
 
 
@@ -69,6 +79,7 @@ def _live(run: Run, was_active: bool, status: DeltaGenerator, view: View) -> Non
         _header(shot)
         _controls(shot)
         _outcome(shot)
+        diagnosis.findings(shot)
     _charts(shot, view)
     parts = {"Samples": run_parts.samples, "Log": run_parts.log, "Checkpoints": run_parts.checkpoints}
     for tab, draw in zip(st.tabs(list(parts), on_change="rerun", key="parts"), parts.values(), strict=True):
@@ -97,12 +108,21 @@ def _header(shot: Snapshot) -> None:
         st.metric("Perplexity", formats.perplexity(train), help="e to the power of the loss, in training.")
         st.metric("Validation loss", formats.loss(val))
         st.metric("Perplexity, validation", formats.perplexity(val))
+        memory, estimate = shot.peak_memory, shot.memory_estimate
+        st.metric(
+            "Peak memory",
+            f"{memory:.2f} GiB" if memory else formats.DASH,
+            help=f"Measured. Before the start {estimate:.2f} GiB were estimated." if estimate else "Measured.",
+        )
 
 
 def _controls(shot: Snapshot) -> None:
     if not shot.is_active:
-        if shot.resume_step is not None and st.button("Resume", icon=":material/play_arrow:", type="primary"):
-            actions.resume(shot.run.id)
+        with st.container(horizontal=True):
+            if shot.resume_step is not None and st.button("Resume", icon=":material/play_arrow:", type="primary"):
+                actions.resume(shot.run.id)
+            branch_button(shot, [c for c in shot.checkpoints if not c.problem])
+            st.button("Use these settings", icon=":material/tune:", on_click=_reuse, args=(shot.run,), key="reuse")
         return
     with st.container(horizontal=True, vertical_alignment="center"):
         waiting_for = _asked(shot)
@@ -120,6 +140,12 @@ def _controls(shot: Snapshot) -> None:
             )
         if waiting_for:
             st.caption(_WAITING[waiting_for])
+
+
+def _reuse(run: Run) -> None:
+    """Open the form of a new run with what was asked for in this one."""
+    fill(settings_of(run))
+    st.session_state[f"new-run-{run.id}"] = True
 
 
 _STEER = (
@@ -156,7 +182,7 @@ def _outcome(shot: Snapshot) -> None:
     """Why a run is over, and what to do about it."""
     ahead = "It left no checkpoint, so it cannot be resumed; start a new run."
     if shot.info.get("diverged"):
-        ahead = f"In a terminal: `python -m engine.train --branch {shot.run.id} --learning-rate …`"
+        ahead = "*Branch* from a checkpoint with a lower learning rate."
     elif shot.resume_step is not None:
         ahead = f"*Resume* continues from step {shot.resume_step:,}."
     if shot.state == "failed":
@@ -215,7 +241,7 @@ _PARTS = {"Both": ("train", "val"), "Training": ("train",), "Validation": ("val"
 def _charts(shot: Snapshot, view: View) -> None:
     key = (shot.run.folder, shot.signature, view)
     plot(_figure(*key, "loss"), key="plot-loss", height=360, title="Loss", caption=LOSS_MEANING)
-    with st.grid(3, min_column_width=300, gap="medium"):
+    with st.grid(2, min_column_width=420, gap="medium"):
         for column, (title, _, _, meaning) in PANELS.items():
             plot(_figure(*key, column), key=f"plot-{column}", height=230, title=title, caption=meaning)
 
@@ -228,4 +254,5 @@ def _figure(folder: Path, signature: tuple[Any, ...], view: View, what: str) -> 
     if what == "loss":
         return json.dumps(charts.loss_figure([curve], view, shot.rungs))
     _, unit, hover, _ = PANELS[what]
-    return json.dumps(charts.line_figure(curve, what, view, unit, hover=hover))
+    marks = [("estimate", shot.memory_estimate)] if what == "memory_gib" and shot.memory_estimate else []
+    return json.dumps(charts.line_figure(curve, what, view, unit, hover=hover, marks=marks))

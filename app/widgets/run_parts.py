@@ -33,14 +33,23 @@ def state_badge(state: str) -> None:
 
 
 def samples(shot: Snapshot) -> None:
-    """Generated texts, the newest first; the prompt stands apart from what the model made of it."""
+    """Generated texts as a timeline: the newest few, or one that one steps to; the same prompt at each step."""
     if shot.samples.empty:
         st.caption("The first sample appears here when it is generated.")
         return
-    newest = shot.samples.iloc[::-1].head(SHOWN_SAMPLES)
-    texts([_sample(row) for row in newest.itertuples()], key="samples")
-    if len(shot.samples) > len(newest):
-        st.caption(f"{len(shot.samples) - len(newest):,} older samples are in the run's folder.")
+    steps = shot.samples.step.drop_duplicates(keep="last")
+    chosen = None
+    if len(steps) > 1:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            if st.toggle("Step through", key="samples-by-step", help="Otherwise the newest are shown."):
+                chosen = st.select_slider("Step", steps.tolist(), key=f"sample-step-{shot.run.id}", width=420)
+    if chosen is None:
+        shown = shot.samples.iloc[::-1].head(SHOWN_SAMPLES)
+    else:
+        shown = shot.samples[shot.samples.step == chosen].tail(1)
+    texts([_sample(row) for row in shown.itertuples()], key="samples")
+    if chosen is None and len(shot.samples) > len(shown):
+        st.caption(f"The newest {len(shown)} of {len(shot.samples):,} samples.")
 
 
 def _sample(row: Any) -> dict[str, str]:

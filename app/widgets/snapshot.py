@@ -11,6 +11,7 @@ import pandas as pd
 
 from engine.checkpoint import Checkpoint
 from engine.corpora.ladder import cached_ladder
+from engine.diagnosis import Finding, diagnose
 from engine.run import ACTIVE_STATES, Event, Run
 
 
@@ -84,6 +85,32 @@ class Snapshot:
             return ()
         ladder = cached_ladder(self.info.get("corpus_sha256", ""), self.info.get("val_corpus_sha256"), fraction)
         return tuple((rung.name, rung.loss) for rung in ladder.rungs) if ladder else ()
+
+    @cached_property
+    def peak_memory(self) -> float | None:
+        """The most memory that was measured, GiB."""
+        measured = self.metrics.memory_gib.dropna()
+        return None if measured.empty else float(measured.max())
+
+    @property
+    def memory_estimate(self) -> float | None:
+        """What was estimated before the start, GiB."""
+        estimate = self.info.get("memory_estimate_gib")
+        return estimate if isinstance(estimate, float) else None
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """What the engine reads in the curves."""
+        config = self.info.get("config")
+        config = config if isinstance(config, dict) else {}
+        return diagnose(
+            self.metrics,
+            config,
+            ladder=self.rungs,
+            total_steps=self.total_steps,
+            diverged=bool(self.info.get("diverged")),
+            device=str(config.get("device", "cpu")),
+        )
 
     @property
     def resume_step(self) -> int | None:

@@ -20,7 +20,7 @@ from engine.errors import RunBusyError
 Open = Callable[..., AppTest]
 Make = Callable[..., Path]
 
-PAGES = ("home", "pretraining", "corpora", "runs")
+PAGES = ("home", "pretraining", "exercises", "corpora", "runs")
 DONE = "20261122-153012-nano-verdict-0001"
 OTHER = "20261122-153013-nano-verdict-0002"
 
@@ -249,7 +249,8 @@ def test_the_form_says_what_a_run_would_wait_for(open_page: Open) -> None:
     page.selectbox(key="setting-corpus").set_value("tinystories").run()
     expect_sound(page)
     assert "must be downloaded first: about 1.81 GiB" in page.info[0].value.replace("\\", "")
-    assert page.button(key="start").disabled and page.button(key="get-ready").label == "Download and prepare"
+    assert page.button(key="start").disabled
+    assert page.button(key="get-ready-tinystories").label == "Download and prepare"
 
 
 def test_runs_lists_and_lays_over_each_other(open_page: Open, make_run: Make) -> None:
@@ -267,3 +268,47 @@ def test_runs_without_runs_leads_to_a_first_one(open_page: Open) -> None:
     page = open_page("runs")
     assert "There is no run yet" in texts(page)
     assert not page.dataframe
+
+
+def test_the_form_estimates_memory_and_time_and_says_its_command(open_page: Open) -> None:
+    page = open_page("pretraining")
+    shown = texts(page)
+    assert "python -m engine.train" in shown and "no run like it on this device yet" in shown
+    page.button(key="recipe-1").click().run()  # fits a small GPU: nano does already
+    expect_sound(page)
+    page.number_input(key="setting-batch_size").set_value(2).run()
+    assert "python -m engine.train --batch-size 2" in texts(page)
+    page.button(key="recipe-0").click().run()
+    expect_sound(page)
+    assert page.number_input(key="setting-batch_size").value == 4
+
+
+def test_the_last_used_settings_come_back(open_page: Open, make_run: Make) -> None:
+    make_run(DONE, requested={"batch_size": 3, "epochs": 7.0, "unknown": 1, "seed": "no number"})
+    page = open_page("pretraining")
+    page.session_state[f"new-run-{DONE}"] = True
+    page.run()
+    expect_sound(page)
+    assert page.number_input(key="setting-batch_size").value == 3
+    assert page.number_input(key="setting-epochs").value == 7.0
+    assert page.number_input(key="setting-seed").value == 1337
+
+
+def test_a_finished_run_is_diagnosed_and_can_be_branched(open_page: Open, make_run: Make) -> None:
+    make_run(DONE, memory_estimate_gib=0.75)
+    page = open_page("pretraining", run=DONE)
+    expect_sound(page)
+    shown = texts(page)
+    assert any(word in shown for word in ("Goes well", "Too short to tell", "Nothing stands out", "barely"))
+    assert "Peak memory: 0.50 GiB" in shown
+
+
+def test_an_exercise_sets_up_its_runs(open_page: Open) -> None:
+    page = open_page("exercises")
+    page.session_state["exercise-precision"] = True
+    page.session_state["exercise-memorisation"] = True
+    page.run()
+    expect_sound(page)
+    labels = [button.label for button in page.button]
+    assert "Start these 2 runs" in labels and "Download and prepare" in labels
+    assert "bf16" in texts(page)

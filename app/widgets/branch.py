@@ -1,0 +1,74 @@
+"""Going on from a checkpoint: exactly, or with changed settings as a run of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from app.widgets import actions, formats
+from app.widgets.form_fields import ask_changes
+from app.widgets.formats import plain
+from app.widgets.guard import guard
+from app.widgets.snapshot import Snapshot
+from engine import session
+from engine.branching import differences_that_matter
+from engine.checkpoint import Checkpoint
+from engine.config import label
+from engine.errors import ConfigError, LabError
+from engine.start import plan_branch
+
+
+def branch_button(shot: Snapshot, checkpoints: list[Checkpoint]) -> None:
+    """Offer to branch, when there is something to branch from."""
+    if checkpoints and st.button("Branch …", icon=":material/call_split:", key=f"branch-{shot.run.id}"):
+        _dialog(shot, checkpoints)
+
+
+@st.dialog("Branch from a checkpoint", width="large")
+@guard()
+def _dialog(shot: Snapshot, checkpoints: list[Checkpoint]) -> None:
+    st.write(
+        "A branch is a new run that starts with a checkpoint's weights and changed settings. The run itself stays as "
+        "it is; to go on with it unchanged, close this and press Resume."
+    )
+    by_step = {checkpoint.step: checkpoint for checkpoint in reversed(checkpoints)}
+    step = st.selectbox("Checkpoint", list(by_step), format_func=lambda s: _describe(by_step[s]), key="branch-step")
+    changes = ask_changes(shot.run.config, key="branch")
+    if not changes:
+        st.caption("Choose settings to change above.")
+        return
+    problem = _preview(shot, step, changes)
+    if st.button(
+        "Start the branch", type="primary", icon=":material/play_arrow:", disabled=bool(problem), key="branch-go"
+    ):
+        try:
+            actions.launch(lambda: session.branch(shot.run.id, step, changes))
+        except LabError as error:
+            st.error(plain(str(error)), icon=":material/error:")
+
+
+def _describe(checkpoint: Checkpoint) -> str:
+    progress = checkpoint.progress
+    parts = [f"step {checkpoint.step:,}", f"training loss {formats.loss(progress.get('train_loss'))}"]
+    if progress.get("val_step") == checkpoint.step:
+        parts.append(f"validation loss {formats.loss(progress.get('val_loss'))}")
+    return " · ".join([*parts, formats.size(checkpoint.bytes), formats.moment(checkpoint.saved)])
+
+
+def _preview(shot: Snapshot, step: int, changes: dict[str, Any]) -> bool:
+    """List what will differ and what it does; returns whether something forbids the branch."""
+    try:
+        plan = plan_branch(shot.run.id, step, changes)
+    except ConfigError as error:
+        for problem in error.problems:
+            st.error(f"**{plain(label(problem.field))}**: {plain(problem.message)}", icon=":material/block:")
+        return True
+    except LabError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return True
+    st.markdown(f"From step {step:,} to step {plan.total_steps:,}. What differs:")
+    for difference in differences_that_matter(shot.run.config, plan.config):
+        before, after = plain(str(difference.old)), plain(str(difference.new))
+        st.markdown(f"- **{plain(label(difference.name))}**: {before} → {after}. {plain(difference.effect)}")
+    return False

@@ -1,0 +1,92 @@
+"""What a run will be, before it starts: its size, the time it takes, the memory it needs. Estimates say so."""
+
+from __future__ import annotations
+
+import json
+
+import streamlit as st
+
+from app.widgets import charts, formats
+from app.widgets.formats import plain
+from app.widgets.machine import machine
+from app.widgets.plot import plot
+from engine.environment import GIB
+from engine.errors import LabError
+from engine.memory import estimate_memory
+from engine.pace import Pace, measure_pace, pace_of_earlier_runs
+from engine.plan import Plan
+from engine.run import list_runs
+
+CARDS = (8, 12, 16, 24, 40, 80)  # GB of common cards
+_ASKED_RUNS = 50  # newest runs whose pace is looked at
+
+
+def outlook(plan: Plan) -> None:
+    """The run in numbers."""
+    _size(plan)
+    _time(plan)
+    _memory(plan)
+
+
+def _size(plan: Plan) -> None:
+    config = plan.config
+    with st.grid("auto", min_column_width=150, gap="small"):
+        st.metric("Parameters", formats.short_count(config.model.parameters))
+        st.metric("Steps", formats.count(plan.total_steps))
+        st.metric("Tokens", formats.count(plan.tokens))
+        st.metric("Steps an epoch", f"{plan.steps_per_epoch:,.4g}")
+        st.metric(
+            "Effective batch",
+            f"{config.tokens_per_step:,} tokens",
+            help=f"What one step learns from: {config.sequences_per_step:,} × {config.model.context_length:,} tokens.",
+        )
+
+
+def _time(plan: Plan) -> None:
+    key = ("pace", plan.config)
+    pace: Pace | None = st.session_state.get(key) or pace_of_earlier_runs(
+        plan.config, list_runs()[:_ASKED_RUNS], machine().device_name
+    )
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        if pace is None:
+            st.markdown("**Time**: no run like it on this device yet.", width="content")
+        else:
+            st.markdown(
+                f"**Time**: about {formats.duration(pace.seconds(plan))} at {formats.rate(pace.tokens_per_s)}, an "
+                f"estimate from {plain(pace.basis)}.",
+                width="content",
+            )
+        if st.button(
+            "Measure", icon=":material/timer:", key="measure-pace", help="Trains a throw-away model for some seconds."
+        ):
+            try:
+                with st.spinner("Measuring some steps …"):
+                    st.session_state[key] = measure_pace(plan)
+            except LabError as error:
+                st.error(plain(str(error)), icon=":material/error:")
+            else:
+                st.rerun(scope="fragment")
+
+
+def _memory(plan: Plan) -> None:
+    here = machine()
+    device = plan.config.device
+    limit = (here.memory_gib if device == "cpu" else here.device_memory_gib) * GIB
+    estimate = estimate_memory(plan.config, device)
+    limits = [("this machine" if device == "cpu" else "this GPU", limit / GIB)]
+    limits += [(f"{size} GB", size * 10**9 / GIB) for size in CARDS]
+    figure = charts.memory_figure({name: size / GIB for name, size in estimate.parts.items()}, limits)
+    what = "of this computer's memory" if device == "cpu" else "on the GPU"
+    plot(
+        json.dumps(figure),
+        key="plot-memory",
+        height=150,
+        title=f"Memory: about {formats.size(estimate.total)} {what}, an estimate",
+    )
+    if estimate.total > limit:
+        st.error(
+            f"This run needs about {formats.size(estimate.total)} and there are {formats.size(limit)}. Lower the batch "
+            "size or the context length, take a smaller preset, sdpa attention, gradient checkpointing, bf16, or an "
+            "8-bit optimizer.",
+            icon=":material/memory:",
+        )
