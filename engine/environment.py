@@ -63,6 +63,15 @@ def memory_limit() -> int:
     return total
 
 
+def memory_within_reach(device: str) -> int:
+    """Bytes on the device that no other process holds: what is free, and what this process has. Loads torch."""
+    import torch
+
+    if device.startswith("cuda") and torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device)
+    return min(memory_limit(), int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss))
+
+
 def default_threads() -> int:
     """Cores this process may run on; hardware threads that share a core don't help matrix products."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,13 +7,18 @@ person's own Python. What the loop writes into the run's folder is all that anyo
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from engine.checkpoint import prune, save
 from engine.config import TrainConfig, to_dict
 from engine.control import Control
+from engine.environment import memory_within_reach
 from engine.errors import DivergedError, LabError, TrainingError, storage_sentence
+from engine.fit import what_would_fit
+from engine.memory import estimate_memory
 from engine.run import ActiveRun, Run
 from engine.start import new_run
 
@@ -43,6 +48,7 @@ def train(config: TrainConfig, run: ActiveRun | None = None, control: Control | 
     except BaseException as error:
         failure = explain(error, run)
         _record_failure(run, failure)
+        _let_go(error)
         raise failure from error.__cause__ if failure is error else error
     finally:
         run.close()
@@ -186,10 +192,7 @@ def explain(error: BaseException, run: ActiveRun) -> LabError:
     if isinstance(error, OSError) and error.errno is not None:
         return TrainingError(f"{storage_sentence(error, run.folder)} {_way_on(run)}")
     if _is_out_of_memory(error):
-        return TrainingError(
-            f"Memory ran out on {run.config.device}. Lower batch_size or context_length, choose a smaller preset, "
-            "use sdpa attention, turn on gradient_checkpointing, or use bf16."
-        )
+        return TrainingError(_out_of_memory(run.config))
     if isinstance(error, KeyboardInterrupt):
         return TrainingError(f"Training was cut short. {_way_on(run)}")
     return TrainingError(f"Training ended by a defect of the lab: {type(error).__name__}: {error}")
@@ -199,6 +202,30 @@ def _way_on(run: ActiveRun) -> str:
     if any(not checkpoint.problem for checkpoint in run.reader.checkpoints):
         return "The run can be resumed from its last checkpoint."
     return "The run had no checkpoint yet, so it has to be started anew."
+
+
+def _out_of_memory(config: TrainConfig) -> str:
+    """What would fit into the memory that this run could have had, by the estimate."""
+    needed = estimate_memory(config, config.device).total
+    room = min(memory_within_reach(config.device), 0.9 * needed)  # it ran out, whatever the estimate had said
+    changes = what_would_fit(config, config.device, room)
+    if not changes:
+        return (
+            f"Memory ran out on {config.device}, and by the estimate no change of settings alone helps: choose a "
+            "smaller preset, and close other programs that hold memory."
+        )
+    return f"Memory ran out on {config.device}. By the estimate these would fit: {'; '.join(map(str, changes))}."
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what the failed training held. Its frames, which the error refers to, would keep model and activations
+    until Python looks for cycles, and the next run on a GPU would find its memory taken."""
+    import torch
+
+    traceback.clear_frames(error.__traceback__)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import streamlit as st
 
@@ -10,8 +11,10 @@ from app.widgets import charts, formats
 from app.widgets.formats import plain
 from app.widgets.machine import machine
 from app.widgets.plot import plot
+from engine.config import label
 from engine.environment import GIB
 from engine.errors import LabError
+from engine.fit import what_would_fit
 from engine.memory import estimate_memory
 from engine.pace import Pace, measure_pace, pace_of_earlier_runs
 from engine.plan import Plan
@@ -84,9 +87,28 @@ def _memory(plan: Plan) -> None:
         title=f"Memory: about {formats.size(estimate.total)} {what}, an estimate",
     )
     if estimate.total > limit:
-        st.error(
-            f"This run needs about {formats.size(estimate.total)} and there are {formats.size(limit)}. Lower the batch "
-            "size or the context length, take a smaller preset, sdpa attention, gradient checkpointing, bf16, or an "
-            "8-bit optimizer.",
-            icon=":material/memory:",
-        )
+        _what_would_fit(plan, device, estimate.total, limit)
+
+
+def _what_would_fit(plan: Plan, device: str, needed: int, limit: float) -> None:
+    """Say that memory will not do, and offer each change that would make it do."""
+    short = f"This run needs about {formats.size(needed)}, an estimate, and there are {formats.size(limit)}."
+    changes = what_would_fit(plan.config, device, limit)
+    if not changes:
+        st.error(f"{short} No settings of this preset fit: take a smaller one.", icon=":material/memory:")
+        return
+    st.error(f"{short} Each of these would fit:", icon=":material/memory:")
+    with st.container(horizontal=True, gap="small"):
+        for number, change in enumerate(changes):
+            words = ", ".join(f"{label(name)} {_shown(value)}" for name, value in change.settings.items())
+            saving = f"saves {formats.size(change.saving)}"
+            st.button(f"{plain(words)} · {saving}", key=f"fit-{number}", on_click=_apply, args=(dict(change.settings),))
+
+
+def _shown(value: Any) -> str:
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
+
+
+def _apply(settings: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        st.session_state[f"setting-{name}"] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -13,9 +14,11 @@ from streamlit.testing.v1 import AppTest
 from app.widgets.formats import plain
 from engine import session
 from engine.checkpoint import FILES, FORMAT
-from engine.config import SETTINGS
+from engine.config import SETTINGS, TrainConfig
 from engine.corpora import jobs
+from engine.environment import GIB
 from engine.errors import RunBusyError
+from engine.memory import estimate_memory
 
 Open = Callable[..., AppTest]
 Make = Callable[..., Path]
@@ -312,3 +315,21 @@ def test_an_exercise_sets_up_its_runs(open_page: Open) -> None:
     labels = [button.label for button in page.button]
     assert "Start these 2 runs" in labels and "Download and prepare" in labels
     assert "bf16" in texts(page)
+
+
+def test_changes_that_fit_are_one_click_each(
+    open_page: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app.widgets import form_outlook
+
+    here = form_outlook.machine()
+    needed = estimate_memory(TrainConfig(context_length=256), "cpu").total / GIB
+    monkeypatch.setattr(form_outlook, "machine", lambda: dataclasses.replace(here, memory_gib=0.9 * needed))
+    page = open_page("pretraining")
+    page.session_state["setting-device"] = "cpu"
+    page.run()
+    assert "Each of these would fit" in page.error[0].value
+    page.button(key="fit-0").click().run()
+    assert page.session_state["setting-batch_size"] < TrainConfig().batch_size
+    assert page.session_state["setting-grad_accum_steps"] > 1
+    assert not page.error and not page.exception

@@ -130,7 +130,7 @@ FLOORS = [
     {"tokenizer", "data", "loss", "metrics", "tables", "environment", "optimizer", "checkpoint", "curves", "branching"},
     {"corpora", "model", "plan"},
     {"memory", "run", "diagnosis"},
-    {"start", "exercises", "pace", "recipes"},
+    {"start", "exercises", "pace", "recipes", "fit"},
     {"step"},
     {"evaluate", "generate"},
     {"train"},

@@ -1,0 +1,108 @@
+"""`python -m engine.estimate`: how much memory a run with these settings will need, and what would make it fit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from typing import Any
+
+from engine.cli.common import DONE, add_setting_flags, given_settings, run_command
+from engine.config import TrainConfig, flag, from_dict
+from engine.errors import ConfigError, Problem
+from engine.fit import Change, what_would_fit
+from engine.memory import GIB, Breakdown, estimate_memory
+
+CARDS = (8, 12, 16, 24, 40, 80)  # GB of common cards
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.estimate",
+        description="Estimate the memory of a run before it is started, from its settings alone.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--limit-gb", metavar="GB", help="memory to compare with (default: this machine's)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_setting_flags(parser)
+    options = parser.parse_args(arguments)
+    return run_command(lambda: _main(options))
+
+
+def _main(options: argparse.Namespace) -> int:
+    config, limit = _read(options)
+    if config.device == "auto" or limit is None:
+        config, limit = _ask_this_machine(config, limit)
+    estimate = estimate_memory(config, config.device)
+    changes = what_would_fit(config, config.device, limit) if estimate.total > limit else []
+    if options.json:
+        print(json.dumps(_as_json(config, estimate, limit, changes), indent=2))
+    else:
+        _print(config, estimate, limit, changes)
+    return DONE
+
+
+def _read(options: argparse.Namespace) -> tuple[TrainConfig, float | None]:
+    """The settings, and the limit in bytes; all problems together."""
+    problems: list[Problem] = []
+    config, limit = TrainConfig(), None
+    try:
+        config = from_dict(given_settings(options))
+    except ConfigError as error:
+        problems += error.problems
+    if options.limit_gb is not None:
+        try:
+            limit = float(options.limit_gb) * 1e9
+        except ValueError:
+            limit = float("nan")
+        if not 0 < limit < float("inf"):
+            problems.append(Problem("--limit-gb", f"{options.limit_gb!r} is not a number of GB above 0."))
+    if problems:
+        raise ConfigError(problems)
+    return config, limit
+
+
+def _ask_this_machine(config: TrainConfig, limit: float | None) -> tuple[TrainConfig, float]:
+    """What `auto` stands for here, and how much memory there is; loads torch."""
+    from engine.environment import this_machine
+
+    here = this_machine()
+    device = here.device if config.device == "auto" else config.device
+    memory = here.memory_gib if device == "cpu" or here.device == "cpu" else here.device_memory_gib
+    if limit is None and device != "cpu" and here.device == "cpu":
+        message = f"there is no GPU here to compare {device} with. Say its memory: --limit-gb 24."
+        raise ConfigError([Problem(flag("device"), message)])
+    return replace(config, device=device), limit or memory * GIB
+
+
+def _as_json(config: TrainConfig, estimate: Breakdown, limit: float, changes: list[Change]) -> dict[str, Any]:
+    return {
+        "device": config.device,
+        "estimate_gib": estimate.gib,
+        "limit_gib": limit / GIB,
+        "fits": estimate.total <= limit,
+        "would_fit": [
+            {"settings": dict(c.settings), "saves_gib": c.saving / GIB, "total_gib": c.total / GIB} for c in changes
+        ],
+    }
+
+
+def _print(config: TrainConfig, estimate: Breakdown, limit: float, changes: list[Change]) -> None:
+    print(f"{config.config} on {config.device}, an estimate:")
+    for name, size in estimate.gib.items():
+        print(f"  {name:<12} {size:8.3f} GiB")
+    fitting = [f"{size} GB" for size in CARDS if estimate.total <= size * 1e9]
+    print(f"Fits into cards of: {', '.join(fitting) or 'none of the common sizes'}.")
+    if estimate.total <= limit:
+        print(f"It fits into the {limit / GIB:.2f} GiB there are.")
+        return
+    print(f"It does not fit into the {limit / GIB:.2f} GiB there are.", end=" ")
+    print("Each of these would:" if changes else "No settings of this preset do: take a smaller one.")
+    for change in changes:
+        flags = " ".join(_flag(name, value) for name, value in change.settings.items())
+        print(f"  {flags}   saves {change.saving / GIB:.2f} GiB")
+
+
+def _flag(name: str, value: Any) -> str:
+    return flag(name) if value is True else f"{flag(name)} {value}"

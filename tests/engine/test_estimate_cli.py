@@ -1,0 +1,46 @@
+"""`python -m engine.estimate`: numbers of the estimate, what would fit, and mistakes in sentences."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from engine.cli.estimate import main
+from engine.config import TrainConfig
+from engine.memory import GIB, estimate_memory
+from engine.paths import PROJECT
+
+
+def test_it_prints_the_breakdown_and_what_would_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--config", "medium", "--batch-size", "16", "--device", "cuda", "--limit-gb", "8"]
+    assert main([*options, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    expected = estimate_memory(TrainConfig(config="medium", batch_size=16), "cuda")
+    assert answer["estimate_gib"]["total"] == pytest.approx(expected.total / GIB)
+    assert not answer["fits"] and answer["would_fit"]
+    assert all(change["total_gib"] <= 8e9 / GIB for change in answer["would_fit"])
+    assert main(options) == 0
+    text = capsys.readouterr().out
+    assert "does not fit into the 7.45 GiB" in text and "--config small   saves " in text
+
+
+def test_without_a_limit_it_compares_with_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--device", "cpu"]) == 0
+    assert "It fits into the" in capsys.readouterr().out
+
+
+def test_all_mistakes_are_told_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--batch-size", "0", "--precision", "fp8x", "--limit-gb", "much", "--device", "cuda"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["--batch-size", "--precision", "--limit-gb"]
+
+
+def test_with_device_and_limit_it_needs_no_torch() -> None:
+    code = (
+        "import sys; from engine.cli.estimate import main; main(['--device', 'cuda', '--limit-gb', '8']);"
+        " sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, timeout=60).returncode == 0
