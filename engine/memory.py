@@ -379,5 +379,27 @@ def _on_gpu(step: Step) -> Breakdown:
     )
 
 
+CPU_PROCESS = 430 * MIB  # interpreter, PyTorch and its libraries, after the first step of a small model
+CPU_LOSS_ROWS = 256  # of a block of logits: see engine.loss, which this module doesn't import, as it loads torch
+
+
 def _on_cpu(step: Step) -> Breakdown:
-    return _on_gpu(step)
+    """The process's resident memory; coarser than the GPU's figures, and held to few measurements.
+
+    The loss never holds all logits: a block of them in fp32, and the output layer's gradient, 4·V·D, beside the
+    embedding's own on its way into the sum of all, another 4·V·D.
+    """
+    c = step.config
+    activations = step.saved + step.ends_saved + step.attention_at_work - step.attention_saved
+    if c.gradient_checkpointing:
+        activations += step.block_saved
+    return Breakdown(
+        weights=4 * c.model.parameters + c.model.layers * step.block_casts,
+        gradients=4 * c.model.parameters + 8 * step.vocabulary,
+        optimizer=step.optimizer_states()[0],
+        activations=activations,
+        logits=4 * CPU_LOSS_ROWS * c.model.vocabulary_size,
+        workspace=0,
+        cache=0,
+        context=CPU_PROCESS,
+    )

@@ -83,3 +83,13 @@ def test_more_tokens_need_more_and_parts_add_up(preset: str, device: str) -> Non
     assert all(part >= 0 for part in small.parts.values())
     for change in ({"batch_size": 8}, {"context_length": 256}, {"tie_embeddings": False}):
         assert estimate_memory(replace(config, **change), device).total > small.total
+
+
+@pytest.mark.parametrize(
+    ("preset", "batch", "gib"),
+    # most resident memory (VmHWM) of a fresh process that trained two steps on The Verdict in fp32, PyTorch 2.13
+    [("nano", 4, 0.73), ("nano", 16, 0.91), ("small", 2, 1.56)],
+)
+def test_the_estimate_of_a_cpu_is_near_what_was_measured(preset: str, batch: int, gib: float) -> None:
+    estimate = estimate_memory(TrainConfig(config=preset, batch_size=batch), "cpu").total / 2**30
+    assert 0.97 * gib <= estimate <= 1.10 * gib
