@@ -1,0 +1,95 @@
+"""`python -m engine.export`: take a run along, in formats that other programs read."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.cli.common import DONE, run_command
+from engine.errors import ConfigError, Problem, RunError, storage_sentence
+from engine.files import fsync_folder, write_atomic
+from engine.run import Run, load_run
+
+FORMATS = {
+    "hf": "a Hugging Face GPT-2 model folder, of the newest checkpoint or that of STEP",
+    "tensorboard": "a folder with an event file: metrics and samples",
+    "csv": "the metrics as one CSV file",
+    "parquet": "the metrics as one Parquet file",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.export",
+        description="Take a run along: " + "; ".join(f"{name}: {text}" for name, text in FORMATS.items()) + ".",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN[@STEP]", help="the run, and perhaps the step of a checkpoint (for hf)")
+    parser.add_argument("--to", required=True, choices=FORMATS, help="the format")
+    parser.add_argument("destination", metavar="DEST", type=Path, help="a new file, or a new or empty folder")
+    options = parser.parse_args(arguments)
+    return run_command(lambda: _main(options))
+
+
+def _main(options: argparse.Namespace) -> int:
+    run_id, at, step = options.run.partition("@")
+    if at and not (step.isdecimal() and step.isascii()):
+        raise ConfigError([Problem("RUN@STEP", f"{step!r} is not a step; write RUN@STEP, such as {run_id}@400.")])
+    if at and options.to != "hf":
+        raise ConfigError([Problem("RUN@STEP", f"{options.to} takes the whole run; leave @{step} out.")])
+    run, target = load_run(run_id), options.destination.absolute()
+    try:
+        if options.to in ("csv", "parquet"):
+            _check_new(target)
+            write_atomic(target, lambda path: _write_metrics(run, options.to, path))
+        else:
+            _check_new(target, folder=True)
+            _write_folder(target, lambda folder: _fill(run, options.to, int(step) if step else None, folder))
+    except OSError as error:
+        raise RunError(storage_sentence(error, target)) from error
+    print(target)
+    return DONE
+
+
+def _check_new(target: Path, *, folder: bool = False) -> None:
+    """Nothing is ever overwritten."""
+    if folder and target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
+        return
+    if target.exists() or target.is_symlink():
+        raise RunError(f"{target} exists already and is not overwritten. Choose another name, or move it away.")
+    if not target.parent.is_dir():
+        raise RunError(f"There is no folder {target.parent}. Make it, or choose another place.")
+
+
+def _write_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a folder beside `target` and rename it there, so that it is whole or absent."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    temporary.mkdir()
+    try:
+        fill(temporary)
+        temporary.rename(target)  # an empty folder gives way; one that was filled meanwhile is an error
+        fsync_folder(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fill(run: Run, name: str, step: int | None, folder: Path) -> None:
+    if name == "hf":
+        from engine.hf import write_hf
+
+        write_hf(run.id, step, folder)
+    else:
+        from engine.tensorboard import write_events
+
+        write_events(run.metrics, run.samples, folder)
+
+
+def _write_metrics(run: Run, name: str, path: Path) -> None:
+    if name == "csv":
+        run.metrics.to_csv(path, index=False)
+    else:
+        run.metrics.to_parquet(path, index=False)

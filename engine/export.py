@@ -1,0 +1,8 @@
+"""As a command: `python -m engine.export RUN[@STEP] --to hf|tensorboard|csv|parquet DEST`."""
+
+import sys
+
+from engine.cli.export import main
+
+if __name__ == "__main__":
+    sys.exit(main())
