@@ -431,11 +431,15 @@ def command(config: TrainConfig) -> str:
     """The command line that starts a run with these settings; those at their defaults are left out."""
     parts = ["python -m engine.train"]
     for name, (_, value) in differences(TrainConfig(), config).items():
-        if isinstance(value, bool):
-            parts.append(flag(name) if value else flag(name).replace("--", "--no-", 1))
-        else:
-            parts.append(f"{flag(name)} {shlex.quote(f'{value:g}' if isinstance(value, float) else str(value))}")
+        parts.append(option(name, value))
     return " ".join(parts)
+
+
+def option(name: str, value: Any) -> str:
+    """A setting as one writes it on the command line, flag and value."""
+    if isinstance(value, bool):
+        return flag(name) if value else flag(name).replace("--", "--no-", 1)
+    return f"{flag(name)} {shlex.quote(f'{value:g}' if isinstance(value, float) else str(value))}"
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:

@@ -18,6 +18,7 @@ from engine.config import TrainConfig
 
 GIB = 2**30
 MIB = 2**20
+CARDS = (8, 12, 16, 24, 40, 80)  # GB of common cards
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,12 @@ def fill(values: Mapping[str, Any]) -> None:
         st.session_state[f"setting-{name}"] = type(default)(value) if fits else default
 
 
+def change(values: Mapping[str, Any]) -> None:
+    """Put some settings into their fields and leave the others as they are. Call it before the fields are drawn."""
+    for name, value in values.items():
+        st.session_state[f"setting-{name}"] = value
+
+
 def is_untouched() -> bool:
     """Whether nothing has been put into the fields yet."""
     return not any(f"setting-{name}" in st.session_state for name in SETTINGS)

@@ -8,6 +8,7 @@ from typing import Any
 import streamlit as st
 
 from app.widgets import charts, formats
+from app.widgets.form_fields import change as change_fields
 from app.widgets.formats import plain
 from app.widgets.machine import machine
 from app.widgets.plot import plot
@@ -15,12 +16,11 @@ from engine.config import label
 from engine.environment import GIB
 from engine.errors import LabError
 from engine.fit import what_would_fit
-from engine.memory import estimate_memory
+from engine.memory import CARDS, estimate_memory
 from engine.pace import Pace, measure_pace, pace_of_earlier_runs
 from engine.plan import Plan
 from engine.run import list_runs
 
-CARDS = (8, 12, 16, 24, 40, 80)  # GB of common cards
 _ASKED_RUNS = 50  # newest runs whose pace is looked at
 
 
@@ -102,13 +102,10 @@ def _what_would_fit(plan: Plan, device: str, needed: int, limit: float) -> None:
         for number, change in enumerate(changes):
             words = ", ".join(f"{label(name)} {_shown(value)}" for name, value in change.settings.items())
             saving = f"saves {formats.size(change.saving)}"
-            st.button(f"{plain(words)} · {saving}", key=f"fit-{number}", on_click=_apply, args=(dict(change.settings),))
+            st.button(
+                f"{plain(words)} · {saving}", key=f"fit-{number}", on_click=change_fields, args=(dict(change.settings),)
+            )
 
 
 def _shown(value: Any) -> str:
     return ("on" if value else "off") if isinstance(value, bool) else str(value)
-
-
-def _apply(settings: dict[str, Any]) -> None:
-    for name, value in settings.items():
-        st.session_state[f"setting-{name}"] = value

@@ -8,12 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from engine.cli.common import DONE, add_setting_flags, given_settings, run_command
-from engine.config import TrainConfig, flag, from_dict
+from engine.config import TrainConfig, flag, from_dict, option
 from engine.errors import ConfigError, Problem
 from engine.fit import Change, what_would_fit
-from engine.memory import GIB, Breakdown, estimate_memory
-
-CARDS = (8, 12, 16, 24, 40, 80)  # GB of common cards
+from engine.memory import CARDS, GIB, Breakdown, estimate_memory
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -100,9 +98,5 @@ def _print(config: TrainConfig, estimate: Breakdown, limit: float, changes: list
     print(f"It does not fit into the {limit / GIB:.2f} GiB there are.", end=" ")
     print("Each of these would:" if changes else "No settings of this preset do: take a smaller one.")
     for change in changes:
-        flags = " ".join(_flag(name, value) for name, value in change.settings.items())
+        flags = " ".join(option(name, value) for name, value in change.settings.items())
         print(f"  {flags}   saves {change.saving / GIB:.2f} GiB")
-
-
-def _flag(name: str, value: Any) -> str:
-    return flag(name) if value is True else f"{flag(name)} {value}"
