@@ -2,10 +2,8 @@
 
 import streamlit as st
 
-from app.widgets import actions, charts, formats
-from app.widgets.charts import Curve
-from app.widgets.live import LOSS_MEANING, view_controls
-from app.widgets.plot import plot
+from app.widgets import actions
+from app.widgets.comparison import comparison
 from app.widgets.run_table import run_table
 from app.widgets.snapshot import snapshot
 from engine.run import Run, list_runs
@@ -27,24 +25,6 @@ def act_on(chosen: list[Run]) -> None:
             actions.confirm_deletion([shot.run.id for shot in shots], [shot.name for shot in shots])
 
 
-def overlay(chosen: list[Run]) -> None:
-    """The losses of the chosen runs in one chart."""
-    st.subheader("Loss", anchor=False)
-    view = view_controls("overlay", parts=True)
-    shots = [snapshot(run) for run in chosen]
-    twice = {shot.name for shot in shots if [other.name for other in shots].count(shot.name) > 1}
-    curves = [
-        Curve(shot.run.id, f"{shot.name} ({shot.run.id[-4:]})" if shot.name in twice else shot.name, shot.metrics)
-        for shot in shots
-    ]
-    ladders = {shot.rungs for shot in shots}
-    rungs = ladders.pop() if len(ladders) == 1 else ()  # of one corpus, or they would mean different things
-    plot(charts.loss_figure(curves, view, rungs), key="plot-overlay", height=440, caption=LOSS_MEANING)
-    for shot in shots:
-        for problem in shot.problems:
-            st.caption(f":material/warning: {formats.plain(shot.name)}: {formats.plain(problem)}")
-
-
 st.title("Runs", anchor=False)
 runs = list_runs()
 if runs:
@@ -52,7 +32,7 @@ if runs:
     chosen = run_table(runs)
     act_on(chosen)
     if chosen:
-        overlay(chosen)
+        comparison(chosen)
 else:
     st.write("There is no run yet. A smoke run takes about half a minute:")
     st.page_link("views/home.py", label="Start on Home", icon=":material/rocket_launch:")
