@@ -12,19 +12,21 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
+from engine.accelerate import COMPILE_AT_STEP, Recorder, compile_stack, compiles, records
 from engine.checkpoint import Checkpoint, Contents, load
 from engine.config import TrainConfig
 from engine.data import Tokens, TrainingWindows
 from engine.environment import GIB
 from engine.errors import CheckpointError, DivergedError
 from engine.model import GPT
-from engine.optimizer import apply_update, build_optimizer, pack_state, unpack_state
+from engine.optimizer import apply_update, build_optimizer, pack_state, set_rate, unpack_state
 from engine.plan import Plan, learning_rate
 from engine.run import ActiveRun
 from engine.start import Text, open_text
@@ -50,6 +52,14 @@ class Stopwatch:
         self.elapsed_s = elapsed_s
         self._last = self._busy_since = time.perf_counter()
         self._recent: deque[tuple[int, float]] = deque()
+        self._memory, self._memory_at = 0.0, -math.inf
+
+    def memory_gib(self, device: torch.device) -> float:
+        """`memory_gib`, asked ten times a second at most: it takes as long as a tenth of a small model's step."""
+        now = time.perf_counter()
+        if now - self._memory_at > 0.1:
+            self._memory, self._memory_at = memory_gib(device), now
+        return self._memory
 
     def lap(self, tokens: int) -> float:
         """A step of so many tokens is done; returns tokens per second, evaluation and the like left out."""
@@ -76,7 +86,10 @@ class TrainState:
 
     Attributes:
         plan: of the run; `plan.config` is the resolved config.
-        bad: () on the device, 1 once a loss or a gradient was not finite; from then on no update is applied.
+        batch: (B, T + 1) on the device, where a step reads its tokens.
+        results: (4,) on the device: the step's loss, its gradient norm, 1 once either was not finite (from then on no
+            update is applied), and fp16's scale.
+        recorder: replays what it has recorded of a step.
         step: optimizer steps done.
         position: training windows seen.
         tokens: trained on.
@@ -90,7 +103,9 @@ class TrainState:
     validation: Tokens
     scaler: torch.amp.GradScaler
     device: torch.device
-    bad: Tensor
+    batch: Tensor
+    results: Tensor
+    recorder: Recorder
     step: int = 0
     position: int = 0
     tokens: int = 0
@@ -137,6 +152,8 @@ def build(plan: Plan, text: Text, *, initialize: bool = True) -> TrainState:
     torch.set_num_threads(config.threads)  # of this thread: drivers differ in which one trains, results must not
     torch.manual_seed(config.seed)  # dropout; nothing else in the process may draw from the global generator
     device = torch.device(config.device)
+    if device.type == "cuda" and torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # of this thread: the default stream cannot be recorded
     model = GPT(
         config.model,
         dropout=config.dropout,
@@ -157,8 +174,29 @@ def build(plan: Plan, text: Text, *, initialize: bool = True) -> TrainState:
         validation=text.validation,
         scaler=torch.amp.GradScaler(device.type, init_scale=FP16_SCALE, enabled=config.precision == "fp16"),
         device=device,
-        bad=torch.zeros((), device=device),
+        batch=torch.zeros(config.batch_size, config.model.context_length + 1, dtype=torch.int64, device=device),
+        results=torch.tensor([0.0, 0.0, 0.0, 1.0], device=device),
+        recorder=Recorder(records(config, device)),
     )
+
+
+def wants_compilation(state: TrainState) -> bool:
+    """Whether the next step is to be the first compiled one in this process."""
+    return state.step >= COMPILE_AT_STEP and state.model.compiled is None and compiles(state.plan, state.device)
+
+
+def compile_model(state: TrainState) -> None:
+    """Compile the model's blocks for this run's batches.
+
+    Raises:
+        RuntimeError and others: it cannot be done here; the model is as it was.
+    """
+    model = state.config.model
+    dtype = torch.bfloat16 if state.config.precision == "bf16" else torch.float32
+    example = torch.zeros(state.config.batch_size, model.context_length, model.width, dtype=dtype, device=state.device)
+    state.model.train()
+    with state.autocast():
+        state.model.compiled = compile_stack(state.model.stack, example)
 
 
 def train_step(state: TrainState, *, wait: bool = False) -> Iterator[dict[str, Any]]:
@@ -175,65 +213,77 @@ def train_step(state: TrainState, *, wait: bool = False) -> Iterator[dict[str, A
 
 
 def _launch(state: TrainState) -> None:
-    config, model, optimizer, scaler = state.config, state.model, state.optimizer, state.scaler
+    config, recorder = state.config, state.recorder
     rate = learning_rate(config, state.step, state.plan.total_steps)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    model.train()
-    loss = torch.zeros((), device=state.device)
-    for _ in range(config.grad_accum_steps):
-        tokens, targets = _next_batch(state)
-        with state.autocast():
-            part = model.loss(tokens, targets) / config.grad_accum_steps
-        scaler.scale(part).backward()
-        loss += part.detach()
-    if scaler.is_enabled():
-        scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
-    finite = torch.isfinite(loss) if scaler.is_enabled() else torch.isfinite(loss) & torch.isfinite(norm)
-    state.bad = torch.maximum(state.bad, (~finite).float())
-    _update(state)
-    optimizer.zero_grad(set_to_none=True)
+    set_rate(state.optimizer, rate)
+    recorder.begin_step()
+    if config.grad_accum_steps == 1 and config.optimizer == "adamw":
+        _load_batch(state)
+        recorder.run("step", partial(_whole_step, state))
+    else:
+        for number in range(config.grad_accum_steps):
+            _load_batch(state)
+            first = number == 0
+            recorder.run("first" if first else "next", partial(_forward_backward, state, first=first))
+        _update(state, keep_gradients=recorder.recording)  # their memory belongs to the graphs, which overwrite it
     state.step += 1
     state.tokens += config.tokens_per_step
-    _send_results(state, rate, loss, norm)
+    _send_results(state, rate)
 
 
-def _next_batch(state: TrainState) -> tuple[Tensor, Tensor]:
+def _whole_step(state: TrainState) -> None:
+    _forward_backward(state, first=True)
+    _update(state)
+
+
+def _load_batch(state: TrainState) -> None:
+    """Put the next windows where the step reads them."""
     batch = torch.from_numpy(state.windows.batch(state.position, state.config.batch_size))  # (B, T + 1)
     state.position += state.config.batch_size
     if state.device.type == "cuda":
-        batch = batch.pin_memory().to(state.device, non_blocking=True)
-    return batch[:, :-1], batch[:, 1:]
+        batch = batch.pin_memory()
+    state.batch.copy_(batch, non_blocking=True)
 
 
-def _update(state: TrainState) -> None:
-    """Apply the gradients unless something was not finite.
+def _forward_backward(state: TrainState, *, first: bool) -> None:
+    """One batch: its share of the loss is added up, and its gradients; the first of a step starts both anew."""
+    with state.autocast():
+        part = state.model.loss(state.batch[:, :-1], state.batch[:, 1:]) / state.config.grad_accum_steps
+    state.scaler.scale(part).backward()
+    loss = state.results[0]
+    loss.copy_(part.detach() if first else loss + part.detach())
+
+
+def _update(state: TrainState, *, keep_gradients: bool = False) -> None:
+    """Clip and apply the gradients, unless something was not finite; leave loss, norm, verdict and scale in `results`.
 
     PyTorch's fused AdamW looks at `found_inf` on the device and then leaves the weights alone, as it does for gradient
     scaling. bitsandbytes' optimizers cannot, so for them the host has to look, and to wait on a GPU.
     """
-    if state.scaler.is_enabled():
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-    elif state.device.type == "cuda" and state.config.optimizer == "adamw":
-        state.optimizer.found_inf = state.bad  # type: ignore[attr-defined]
+    config, scaler, results = state.config, state.scaler, state.results
+    if scaler.is_enabled():
+        scaler.unscale_(state.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip or math.inf)
+    loss, bad = results[0], results[2]
+    finite = torch.isfinite(loss) if scaler.is_enabled() else torch.isfinite(loss) & torch.isfinite(norm)
+    results[1].copy_(norm)
+    bad.copy_(torch.maximum(bad, (~finite).float()))
+    if scaler.is_enabled():
+        scaler.step(state.optimizer)
+        scaler.update()
+        assert scaler._scale is not None
+        results[3].copy_(scaler._scale)  # its public getter would wait for the device
+    elif state.device.type == "cuda" and config.optimizer == "adamw":
+        state.optimizer.found_inf = bad  # type: ignore[attr-defined]
         state.optimizer.step()
-    elif not state.bad.item():
+    elif not bad.item():
         apply_update(state.optimizer)
+    if not keep_gradients:
+        state.optimizer.zero_grad(set_to_none=True)
 
 
-def _send_results(state: TrainState, rate: float, loss: Tensor, norm: Tensor) -> None:
+def _send_results(state: TrainState, rate: float) -> None:
     """Start copying the step's numbers to the host."""
-    scale = state.scaler._scale if state.scaler.is_enabled() else None  # its public getter would wait for the device
-    results = torch.stack([loss, norm.detach(), state.bad, torch.ones_like(loss) if scale is None else scale])
-    arrived = None
-    if state.device.type == "cuda":
-        host = torch.empty(4, pin_memory=True)
-        host.copy_(results, non_blocking=True)
-        results = host
-        arrived = torch.cuda.Event()
-        arrived.record()
     row = {
         "step": state.step,
         "epoch": state.position / state.windows.per_epoch,
@@ -241,7 +291,14 @@ def _send_results(state: TrainState, rate: float, loss: Tensor, norm: Tensor) ->
         "learning_rate": rate,
         "position": state.position,
     }
-    state.in_flight.append(InFlight(row, results, arrived))
+    if state.device.type != "cuda":
+        state.in_flight.append(InFlight(row, state.results.clone(), None))
+        return
+    host = torch.empty(4, pin_memory=True)
+    host.copy_(state.results, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    state.in_flight.append(InFlight(row, host, arrived))
 
 
 def finished_rows(state: TrainState, leave: int = 0) -> Iterator[dict[str, Any]]:
@@ -262,7 +319,7 @@ def finished_rows(state: TrainState, leave: int = 0) -> Iterator[dict[str, Any]]
         row["tokens_per_s"] = state.watch.lap(state.config.tokens_per_step)
         row["elapsed_s"] = state.watch.elapsed_s
         row["train_loss"], row["grad_norm"] = loss, norm
-        row["memory_gib"] = memory_gib(state.device)
+        row["memory_gib"] = state.watch.memory_gib(state.device)
         yield row
         if bad:
             raise DivergedError(_not_finite(row))

@@ -7,6 +7,7 @@ person's own Python. What the loop writes into the run's folder is all that anyo
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import math
 import traceback
@@ -57,7 +58,7 @@ def train(config: TrainConfig, run: ActiveRun | None = None, control: Control | 
 
 def _train(run: ActiveRun, control: Control) -> None:
     from engine.evaluate import evaluate
-    from engine.step import prepare, train_step
+    from engine.step import prepare, train_step, wants_compilation
 
     state = prepare(run)
     run.rewind()
@@ -66,6 +67,8 @@ def _train(run: ActiveRun, control: Control) -> None:
         _serve_requests(run, state, control)
         if control.stopping:
             break
+        if wants_compilation(state):
+            _compile(run, state)
         due = _due(state.config, state.step + 1, state.plan.total_steps)
         for row in train_step(state, wait=bool(due)):
             _log(run, state, row)
@@ -99,6 +102,27 @@ def _begin(run: ActiveRun, state: TrainState) -> None:
     if note:
         run.event("warning", note)
     run.set_state("running")
+
+
+def _compile(run: ActiveRun, state: TrainState) -> None:
+    """Compile the model, and say so; where that fails the run goes on without."""
+    from engine.step import compile_model
+
+    _settle(run, state)
+    run.flush()
+    run.event("compiling", "Compiling the model for this GPU, which takes some twenty seconds …")
+    try:
+        compile_model(state)
+    except Exception as error:  # a compiler can fail in many ways, and none of them need end the run
+        if _is_out_of_memory(error):
+            raise
+        run.event("warning", f"Compilation failed, so training goes on without: {_first_line(error)}")
+        state.plan = dataclasses.replace(state.plan, config=dataclasses.replace(state.config, compile="off"))
+    state.watch.other_work_done()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
 
 
 def _due(config: TrainConfig, step: int, total_steps: int) -> set[str]:

@@ -49,7 +49,7 @@ def test_every_public_name_is_there_and_nothing_else_is_promised() -> None:
         exec("from engine import nothing")
 
 
-NEEDS_TORCH = {"evaluate", "loss", "model", "optimizer", "step"}
+NEEDS_TORCH = {"accelerate", "evaluate", "loss", "loss_cuda", "model", "optimizer", "step"}
 CHEAP = sorted({p.stem for p in ENGINE.glob("*.py")} - NEEDS_TORCH - {"__init__"})
 CHEAP += ["corpora", "cli.train", "cli.runs", "cli.generate", "cli.export"]
 
@@ -127,15 +127,27 @@ def test_the_config_stands_on_the_standard_library() -> None:
 FLOORS = [
     {"errors", "paths"},
     {"config", "control", "files"},
-    {"tokenizer", "data", "loss", "metrics", "tables", "environment", "optimizer", "checkpoint", "curves", "branching"},
+    {
+        "tokenizer",
+        "data",
+        "loss",
+        "loss_cuda",
+        "metrics",
+        "tables",
+        "environment",
+        "optimizer",
+        "checkpoint",
+        "curves",
+        "branching",
+    },
     {"corpora", "model", "plan", "tensorboard"},
-    {"memory", "run", "diagnosis"},
+    {"memory", "run", "diagnosis", "accelerate"},
     {"start", "exercises", "pace", "recipes", "fit"},
     {"step"},
     {"evaluate", "generate", "hf"},
     {"train"},
     {"session"},
-    {"cli", "export", "runs", "download_corpora", "prepare_corpora", "estimate"},
+    {"cli", "export", "runs", "download_corpora", "prepare_corpora", "estimate", "bench"},
 ]
 
 
