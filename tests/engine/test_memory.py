@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine.config import PRESETS, SETTINGS, TrainConfig, from_dict
+from engine.config import PRESETS, SETTINGS, TrainConfig
 from engine.memory import estimate_memory
 from engine.paths import PROJECT
+from tests.memory_tables import GPU, errors
 
-MEASURED = json.loads((Path(__file__).parents[1] / "data" / "h100_memory.json").read_text())["rows"]
-
-
-def config_of(row: dict[str, Any]) -> TrainConfig:
-    return from_dict({name: value for name, value in row.items() if name in SETTINGS})
-
-
-def errors(rows: list[dict[str, Any]]) -> list[float]:
-    """(estimated - measured) / measured, of the most that was allocated."""
-    return [estimate_memory(config_of(r), "cuda").peak_allocated / r["peak_allocated"] - 1 for r in rows]
+MEASURED = GPU["rows"]
 
 
 @pytest.mark.parametrize("held_back", [False, True])
