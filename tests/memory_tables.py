@@ -19,12 +19,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.config import PRESETS, SETTINGS, TrainConfig, from_dict
-from engine.memory import Breakdown, estimate_memory
+from engine.memory import estimate_memory
 from engine.paths import PROJECT
 
 Row = dict[str, Any]
 PAGE = PROJECT / "docs" / "memory.md"
 GPU = json.loads((PROJECT / "tests" / "data" / "h100_memory.json").read_text(encoding="utf-8"))
+CPU = json.loads((PROJECT / "tests" / "data" / "cpu_memory.json").read_text(encoding="utf-8"))
 
 
 def config_of(row: Row) -> TrainConfig:
@@ -32,19 +33,14 @@ def config_of(row: Row) -> TrainConfig:
     return from_dict({name: value for name, value in row.items() if name in SETTINGS})
 
 
-def errors(
-    rows: Iterable[Row], device: str = "cuda", what: str = "peak_allocated", measured: str = "peak_allocated"
-) -> list[float]:
-    """(estimated - measured) / measured for each row.
+def errors(rows: Iterable[Row]) -> list[float]:
+    """(estimated - measured) / measured of the most that a GPU had allocated, for each row."""
+    return [estimate_memory(config_of(row), "cuda").peak_allocated / row["peak_allocated"] - 1 for row in rows]
 
-    Args:
-        rows: of the measurements.
-        device: `cuda` or `cpu`.
-        what: the figure of the estimate, an attribute of `Breakdown`.
-        measured: the figure of the row.
-    """
-    estimates: list[Breakdown] = [estimate_memory(config_of(row), device) for row in rows]
-    return [getattr(e, what) / row[measured] - 1 for e, row in zip(estimates, rows, strict=True)]
+
+def cpu_errors(rows: Iterable[Row]) -> list[float]:
+    """(estimated - measured) / measured of a process's peak of resident memory, for each row."""
+    return [estimate_memory(config_of(row), "cpu").total / row["peak"] - 1 for row in rows]
 
 
 def rule_of_thumb(config: TrainConfig) -> float:
@@ -138,6 +134,7 @@ def tables() -> dict[str, str]:
         "gpu": table(GPU["rows"], errors),
         "rule of thumb": comparison(),
         "beyond the peak": beyond_the_peak(),
+        "cpu": table(CPU["rows"], cpu_errors),
     }
 
 

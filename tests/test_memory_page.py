@@ -10,7 +10,7 @@ import pytest
 from engine import memory
 from engine.paths import PROJECT
 from tests import memory_tables
-from tests.memory_tables import GPU, config_of, errors, tables
+from tests.memory_tables import CPU, GPU, config_of, errors, tables
 
 PAGE = memory_tables.PAGE.read_text(encoding="utf-8")
 
@@ -33,6 +33,10 @@ def test_what_it_says_of_the_measurements_is_so() -> None:
     assert f"{memory.CACHE_SHARE:.0%}".replace("%", " %") in PAGE
     assert f"{memory.CUDA_CONTEXT // memory.MIB} MiB on a GPU" in PAGE
     assert f"{memory.CUBLAS_WORKSPACE // memory.MIB} MiB: cuBLAS" in PAGE
+    assert f"PyTorch {CPU['torch'].partition('+')[0]};" in PAGE and CPU["system"] in PAGE
+    assert (
+        f"{memory.CPU_PROCESS // memory.MIB} MiB, and bitsandbytes {memory.CPU_BITSANDBYTES // memory.MIB} MiB" in PAGE
+    )
     assert sum(row["factor"] is None for row in GPU["tight"]) == 2 and "Two more runs" in PAGE
 
 

@@ -128,7 +128,7 @@ FLOORS = [
     {"errors", "paths"},
     {"config", "control", "files"},
     {"tokenizer", "data", "loss", "metrics", "tables", "environment", "optimizer", "checkpoint", "curves", "branching"},
-    {"corpora", "model", "plan", "tensorboard"},
+    {"corpora", "model", "plan", "tensorboard", "moments", "cpu_moments"},
     {"memory", "run", "diagnosis"},
     {"start", "exercises", "pace", "recipes", "fit"},
     {"step"},
