@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app.widgets import actions, charts, diagnosis, formats, run_parts
+from app.widgets import actions, charts, diagnosis, formats, run_parts, would_fit
 from app.widgets.branch import branch_button
 from app.widgets.charts import AXES, Curve, View
 from app.widgets.form_fields import fill
@@ -188,6 +188,7 @@ def _outcome(shot: Snapshot) -> None:
     if shot.state == "failed":
         reason = str(shot.info.get("error") or "The run failed and left no reason.")
         st.error(f"{formats.plain(reason)}  \n{ahead}", icon=":material/error:")
+        would_fit.after_failure(shot)
     elif shot.state == "interrupted":
         st.warning(
             "The process that trained this run ended without a word, or the machine did. What was measured until then "
