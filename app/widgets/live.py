@@ -122,7 +122,8 @@ def _controls(shot: Snapshot) -> None:
             if shot.resume_step is not None and st.button("Resume", icon=":material/play_arrow:", type="primary"):
                 actions.resume(shot.run.id)
             branch_button(shot, [c for c in shot.checkpoints if not c.problem])
-            st.button("Use these settings", icon=":material/tune:", on_click=_reuse, args=(shot.run,), key="reuse")
+            if st.button("Use these settings", icon=":material/tune:", on_click=_reuse, args=(shot.run,), key="reuse"):
+                st.rerun()  # the form is outside of this fragment
         return
     with st.container(horizontal=True, vertical_alignment="center"):
         waiting_for = _asked(shot)

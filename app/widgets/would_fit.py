@@ -19,8 +19,8 @@ from engine.run import Run
 
 def offer(
     changes: Sequence[tuple[Mapping[str, Any], int]], take: Callable[[Mapping[str, Any]], None], *, key: str
-) -> None:
-    """A button for each change.
+) -> bool:
+    """A button for each change; returns whether one was pressed.
 
     Args:
         changes: settings, name -> value, and the bytes they save by the estimate.
@@ -28,16 +28,18 @@ def offer(
         key: begins the keys of the buttons.
     """
     if not changes:
-        return
+        return False
+    pressed = False
     with st.container(horizontal=True, gap="small"):
         for number, (settings, saving) in enumerate(changes):
             words = ", ".join(f"{label(name)} {_shown(value)}" for name, value in settings.items())
-            st.button(
+            pressed |= st.button(
                 f"{plain(words)} · saves {formats.size(saving)}",
                 key=f"{key}-{number}",
                 on_click=take,
                 args=(dict(settings),),
             )
+    return pressed
 
 
 def _shown(value: Any) -> str:
@@ -49,7 +51,8 @@ def after_failure(shot: Snapshot) -> None:
     noted = shot.info.get("would_fit") if shot.state == "failed" else None
     if isinstance(noted, list):
         changes = [(change["settings"], change["saving"]) for change in noted if _is_change(change)]
-        offer(changes, partial(new_run_like, shot.run), key="run-fit")
+        if offer(changes, partial(new_run_like, shot.run), key="run-fit"):
+            st.rerun()  # the form is outside of the run's fragment
 
 
 def _is_change(value: Any) -> bool:
