@@ -72,6 +72,16 @@ def memory_within_reach(device: str) -> int:
     return min(memory_limit(), int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss))
 
 
+def has_bf16(device: str) -> bool:
+    """Whether a device computes in bf16: every CPU does, and GPUs do from NVIDIA's Ampere on. Loads torch for a GPU."""
+    if device.startswith("cpu"):
+        return True
+    import torch
+
+    index = int(device.partition(":")[2] or 0)
+    return index >= torch.cuda.device_count() or torch.cuda.get_device_capability(index) >= (8, 0)
+
+
 def default_threads() -> int:
     """Cores this process may run on; hardware threads that share a core don't help matrix products."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -113,12 +123,11 @@ def resolve_device(device: str, precision: str) -> tuple[str, str]:
     if index >= count:
         there = f"this machine has {count}" if count else "PyTorch finds no CUDA GPU here"
         raise ConfigError([Problem("device", f"{device} does not exist: {there}. Use auto or cpu.")])
-    has_bf16 = torch.cuda.get_device_capability(index) >= (8, 0)
-    if precision == "bf16" and not has_bf16:
+    if precision == "bf16" and not has_bf16(device):
         name = torch.cuda.get_device_name(index)
         raise ConfigError([Problem("precision", f"{name} has no bf16 arithmetic. Use fp16 or fp32.")])
     if precision == "auto":
-        precision = "bf16" if has_bf16 else "fp32"
+        precision = "bf16" if has_bf16(device) else "fp32"
     return f"cuda:{index}", precision
 
 

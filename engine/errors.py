@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 class LabError(Exception):
@@ -53,6 +54,19 @@ class CheckpointError(LabError):
 
 class TrainingError(LabError):
     """Training that cannot go on: memory or disk ran out, or see `DivergedError`."""
+
+
+class OutOfMemoryError(TrainingError):
+    """The device's or the computer's memory was not enough.
+
+    Attributes:
+        would_fit: changes that would fit by the estimate, each with `settings` (name -> value), and `saving` and
+            `total` in bytes.
+    """
+
+    def __init__(self, message: str, would_fit: list[dict[str, Any]]) -> None:
+        self.would_fit = would_fit
+        super().__init__(message)
 
 
 class DivergedError(TrainingError):

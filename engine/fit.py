@@ -32,7 +32,7 @@ class Change:
         return f"{' with '.join(words)} (saves {self.saving / GIB:.2f} GiB)"
 
 
-def what_would_fit(config: TrainConfig, device: str, limit: float) -> list[Change]:
+def what_would_fit(config: TrainConfig, device: str, limit: float, *, has_bf16: bool = True) -> list[Change]:
     """Single changes with which the run would need at most `limit` bytes; where none does, one combination, or nothing.
 
     Batch, context and preset are lowered no further than they have to be. A smaller batch comes with as much more
@@ -42,18 +42,40 @@ def what_would_fit(config: TrainConfig, device: str, limit: float) -> list[Chang
         config: checked settings.
         device: `cuda` or `cpu`.
         limit: bytes of memory that the run may use.
+        has_bf16: whether the device computes in bf16; see `engine.environment.has_bf16`.
     """
     before = estimate_memory(config, device).total
     found = []
-    for variants in _ladders(config, device):
+    for variants in _ladders(config, has_bf16):
         change = next((c for s in variants if (c := _change(config, s, device, before)) and c.total <= limit), None)
         if change:
             found.append(change)
-    return found or _combination(config, device, before, limit)
+    together = None if found else least_combination(config, device, limit, has_bf16=has_bf16)
+    return [together] if together else found
+
+
+def least_combination(config: TrainConfig, device: str, limit: float, *, has_bf16: bool = True) -> Change | None:
+    """Changes that fit together, no more of them than it takes; None where nothing fits, or nothing has to change.
+
+    First comes what leaves model and text alone, then smaller batches, then shorter contexts, then all that again with
+    the next smaller preset.
+
+    Args:
+        config, device, limit, has_bf16: as in `what_would_fit`.
+    """
+    before = estimate_memory(config, device).total
+    if before <= limit:
+        return None
+    for preset in ({}, *_smaller_presets(config)):
+        for more in _ever_more(replace(config, **preset), device, has_bf16):
+            change = _change(config, preset | more, device, before)
+            if change and change.total <= limit:
+                return change
+    return None
 
 
 def _change(config: TrainConfig, settings: Mapping[str, Any], device: str, before: int) -> Change | None:
-    """The change, when it saves anything."""
+    """The change, when it is allowed and saves anything."""
     changed = replace(config, **settings)
     if check(changed):
         return None
@@ -61,14 +83,30 @@ def _change(config: TrainConfig, settings: Mapping[str, Any], device: str, befor
     return Change(settings, before - total, total) if total < before else None
 
 
-def _ladders(config: TrainConfig, device: str) -> Iterator[list[dict[str, Any]]]:
+def _ladders(config: TrainConfig, has_bf16: bool) -> Iterator[list[dict[str, Any]]]:
     """For each thing that can be changed, its settings from the smallest step to the largest."""
     yield _smaller_batches(config)
-    context = config.model.context_length
-    yield [{"context_length": context >> n} for n in range(1, 8) if context >> n >= 64]
-    smaller = list(PRESETS)[: list(PRESETS).index(config.config)]
-    yield [{"config": name} for name in reversed(smaller) if context <= 8 * PRESETS[name].context_length]
-    yield from _savers(config, device)
+    yield _shorter_contexts(config)
+    yield _smaller_presets(config)
+    yield from ([saver] for saver in _savers(config, has_bf16))
+
+
+def _ever_more(config: TrainConfig, device: str, has_bf16: bool) -> Iterator[dict[str, Any]]:
+    """Settings of which each saves more than the one before."""
+    together: dict[str, Any] = {}
+    yield together
+    for saver in _savers(config, has_bf16):
+        if _total(config, together | saver, device) < _total(config, together, device):
+            together = together | saver
+            yield together
+    batches = _smaller_batches(config)
+    yield from (together | batch for batch in batches)
+    together = together | (batches[-1] if batches else {})
+    yield from (together | context for context in _shorter_contexts(config))
+
+
+def _total(config: TrainConfig, settings: Mapping[str, Any], device: str) -> int:
+    return estimate_memory(replace(config, **settings), device).total
 
 
 def _smaller_batches(config: TrainConfig) -> list[dict[str, Any]]:
@@ -76,27 +114,23 @@ def _smaller_batches(config: TrainConfig) -> list[dict[str, Any]]:
     return [{"batch_size": size, "grad_accum_steps": config.sequences_per_step // size} for size in sizes]
 
 
-def _savers(config: TrainConfig, device: str) -> Iterator[list[dict[str, Any]]]:
-    """What saves memory at the same model and the same text."""
+def _shorter_contexts(config: TrainConfig) -> list[dict[str, Any]]:
+    context = config.model.context_length
+    return [{"context_length": context >> n} for n in range(1, 8) if context >> n >= 64]
+
+
+def _smaller_presets(config: TrainConfig) -> list[dict[str, Any]]:
+    smaller = list(PRESETS)[: list(PRESETS).index(config.config)]
+    return [{"config": name} for name in reversed(smaller)]
+
+
+def _savers(config: TrainConfig, has_bf16: bool) -> Iterator[dict[str, Any]]:
+    """What saves memory at the same model and the same text, the cheapest in time first."""
     if config.attention_impl != "sdpa":
-        yield [{"attention_impl": "sdpa"}]
-    if not config.gradient_checkpointing:
-        yield [{"gradient_checkpointing": True}]
-    if config.precision == "fp32" and not device.startswith("cpu"):
-        yield [{"precision": "bf16"}]
+        yield {"attention_impl": "sdpa"}
+    if config.precision == "fp32" and has_bf16:
+        yield {"precision": "bf16"}
     if config.optimizer == "adamw":
-        yield [{"optimizer": "adamw_8bit"}]
-
-
-def _combination(config: TrainConfig, device: str, before: int, limit: float) -> list[Change]:
-    """All that saves at the same model and text, then smaller batches, then shorter contexts, until it fits."""
-    together: dict[str, Any] = {}
-    for [saver] in _savers(config, device):
-        together |= saver
-    batches = [{}, *_smaller_batches(config)]
-    contexts = [{"context_length": config.model.context_length >> n} for n in range(1, 8)]
-    for more in [*batches, *({**batches[-1], **context} for context in contexts if context["context_length"] >= 64)]:
-        change = _change(config, together | more, device, before)
-        if change and change.total <= limit:
-            return [change]
-    return []
+        yield {"optimizer": "adamw_8bit"}
+    if not config.gradient_checkpointing:
+        yield {"gradient_checkpointing": True}

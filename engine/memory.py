@@ -1,25 +1,19 @@
 """How much memory a run will need, worked out from its settings before anything is started.
 
-A training step holds the most at one of a few moments; each is added up below from what autograd has saved by then and
-what the operation at hand holds besides, and the largest one is the peak. No torch here: the answer takes microseconds
-and needs no GPU. `docs/memory.md` compares it with measurements.
-
-In the formulas B is the batch, T the context, D the width, L the layers, H the heads, V the vocabulary, N = B·T the
-tokens of one forward pass, S = N·D the values of one residual stream, A = B·H·T² those of one attention matrix, P the
-weights; a is the bytes of an activation, 4 in fp32 and 2 under autocast. All results are in bytes.
+A training step holds the most at one of a few moments, which `engine.moments` adds up; the largest one is the peak. No
+torch here: the answer takes microseconds and needs no GPU. `docs/memory.md` compares it with measurements.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 
 from engine.config import TrainConfig
+from engine.cpu_moments import CpuStep
+from engine.moments import Step
 
 GIB = 2**30
 MIB = 2**20
-LOSS_BLOCK_BYTES, LOSS_PADDING = 13 * 2**27, 64  # as in engine.loss_cuda, which needs a GPU's PyTorch
 CARDS = (8, 12, 16, 24, 40, 80)  # GB of common cards
 
 
@@ -88,251 +82,14 @@ def estimate_memory(config: TrainConfig, device: str | None = None) -> Breakdown
     cpu = name.startswith("cpu")
     if config.precision == "auto":
         config = replace(config, precision="fp32" if cpu else "bf16")
-    return _on_cpu(Step(config, cpu=True)) if cpu else _on_gpu(Step(config))
-
-
-@dataclass(frozen=True)
-class Moment:
-    """What a step holds at one moment, besides weights and optimizer states."""
-
-    casts: float = 0
-    gradients: float = 0
-    activations: float = 0
-    logits: float = 0
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return self.casts + self.gradients + self.activations + self.logits
-
-
-@dataclass(frozen=True)
-class Step:
-    """The sizes of one training step."""
-
-    config: TrainConfig
-    cpu: bool = False
-
-    @cached_property
-    def a(self) -> int:
-        """Bytes of an activation of a matrix product."""
-        return 4 if self.config.precision == "fp32" else 2
-
-    @property
-    def r(self) -> int:
-        """Bytes of a value of the residual stream: it is kept in bf16 where that is the precision, else in fp32."""
-        return 2 if self.config.precision == "bf16" else 4
-
-    @property
-    def mixed(self) -> bool:
-        """Whether autocast is at work."""
-        return self.a == 2
-
-    @cached_property
-    def n(self) -> int:
-        """N, tokens of a forward pass."""
-        return self.config.batch_size * self.config.model.context_length
-
-    @cached_property
-    def s(self) -> int:
-        """S, values of one residual stream."""
-        return self.n * self.config.model.width
-
-    @cached_property
-    def scores(self) -> int:
-        """A, values of one attention matrix."""
-        return self.n * self.config.model.heads * self.config.model.context_length
-
-    @cached_property
-    def vocabulary(self) -> int:
-        """V·D, weights of the output layer."""
-        return self.config.model.vocabulary_size * self.config.model.width
-
-    @cached_property
-    def block(self) -> int:
-        """12·D² + 13·D, weights of a block."""
-        d = self.config.model.width
-        return 12 * d * d + 13 * d
-
-    @cached_property
-    def block_casts(self) -> int:
-        """Autocast's copies of a block's matrices, 2·12·D²; the backward pass needs them, the biases' it doesn't."""
-        return 24 * self.config.model.width**2 if self.mixed else 0
-
-    # ------------------------------------------------------------------------------------------ the forward pass
-
-    @cached_property
-    def attention_saved(self) -> int:
-        """What attention keeps of its inner part, between q, k, v and its output.
-
-        `sdpa` keeps the logarithm of each row's sum, 4·B·H·T. `manual` keeps the softmax's fp32 result, 4·A, and the
-        operand of the product with v: its copy under autocast, 2·A, or what dropout made of it, 4·A; dropout's mask, A;
-        and the mask of the future, T².
-        """
-        c, drop = self.config, self.config.dropout > 0
-        if c.attention_impl == "sdpa":
-            return 4 * c.batch_size * c.model.heads * c.model.context_length
-        operand = 2 if self.mixed else 4 if drop else 0
-        return (4 + operand + drop) * self.scores + c.model.context_length**2
-
-    @cached_property
-    def mlp_saved(self) -> int:
-        """What the perceptron's half of a block keeps.
-
-        The norm's input in fp32, 4·S, with mean and deviation, 8·N; its result as `expand` reads it, a·S; before and
-        after the GELU, 2·4·a·S; dropout's mask, S.
-        """
-        return (4 + 9 * self.a + (self.config.dropout > 0)) * self.s + 8 * self.n
-
-    @cached_property
-    def block_saved(self) -> int:
-        """What a block keeps for its backward pass.
-
-        Attention's half: the norm's input, 4·S, mean and deviation, 8·N, its result, a·S, q, k and v, 3·a·S, the inner
-        part, its result as `projection` reads it, a·S, and dropout's mask, S; then the perceptron's half.
-        """
-        half = (4 + 5 * self.a + (self.config.dropout > 0)) * self.s + 8 * self.n
-        return half + self.attention_saved + self.mlp_saved
-
-    @cached_property
-    def saved(self) -> int:
-        """What all blocks keep: everything, or with gradient checkpointing the input of each, r·S."""
-        layers = self.config.model.layers
-        return layers * (self.r * self.s if self.config.gradient_checkpointing else self.block_saved)
-
-    @cached_property
-    def ends_saved(self) -> int:
-        """What is kept outside the blocks: the last norm's input, the gradient of its result (the loss has it at once),
-        tokens and targets in 64 bits (twice, as they are copied out of the batch), the embedding's dropout mask."""
-        return (4 + self.a + (self.config.dropout > 0)) * self.s + (8 + 16) * self.n
-
-    @cached_property
-    def attention_at_work(self) -> int:
-        """The most that `manual` holds in the forward pass of one layer, the matrices that it keeps included.
-
-        At the softmax: scores and masked scores, 2·a·A, its fp32 result, 4·A, and before it bf16's conversion, 4·A
-        (fp16's is part of the kernel). At dropout: scores, softmax and result with its mask, (a + 4 + 4 + 1)·A, and
-        under autocast the operand made of it, 2·A.
-        """
-        if self.config.attention_impl == "sdpa":
-            return self.attention_saved
-        softmax = 2 * self.a + 4 + 4 * (self.config.precision == "bf16")
-        dropout = self.a + 9 + 2 * self.mixed if self.config.dropout > 0 else 0
-        return max(softmax, dropout) * self.scores
-
-    # ------------------------------------------------------------------------------------------ the moments
-
-    @cached_property
-    def held_gradients(self) -> int:
-        """What earlier batches of the same step have left: with gradient accumulation all gradients, 4·P."""
-        return 4 * self.config.model.parameters if self.config.grad_accum_steps > 1 else 0
-
-    def moments(self) -> list[Moment]:
-        """All moments that can be the peak on a GPU, in order."""
-        last = self.config.model.layers - 1
-        return [
-            self.last_attention(),
-            self.loss(),
-            self.block_backward(last),
-            self.block_backward(0),
-            self.embedding_backward(),
-            Moment(gradients=4 * self.config.model.parameters),  # the update works in place
-        ]
-
-    def last_attention(self) -> Moment:
-        """The forward pass inside the last block's attention."""
-        layers = self.config.model.layers
-        inner = self.attention_at_work - self.attention_saved + self.block_saved - self.mlp_saved
-        before = self.saved * (layers - 1) // layers
-        return Moment(layers * self.block_casts, self.held_gradients, self.ends_saved + before + inner)
-
-    def loss(self) -> Moment:
-        """The output layer with its loss, of which the backward pass is a part: see `engine.loss_cuda`.
-
-        A block of logits and the padded copy of the weights, a·(rows·V + V·D), the gradient of the weights, 4·V·D, the
-        input in fp32, 4·S, and its copy, a·S, where autocast makes one. Of the input's gradient, a·S, `ends_saved`
-        speaks. Autocast's copies of all weights are there until the end of the forward pass.
-        """
-        casts = self.config.model.layers * self.block_casts
-        padded = -(-self.config.model.vocabulary_size // LOSS_PADDING) * LOSS_PADDING
-        blocks = max(1, math.ceil(self.n * padded * self.a / LOSS_BLOCK_BYTES))
-        copies = (4 + self.a) * self.s if self.mixed else 0
-        gradients = self.held_gradients + 4 * padded * self.config.model.width
-        work = self.a * padded * (math.ceil(self.n / blocks) + self.config.model.width)
-        return Moment(casts, gradients, self.saved + self.ends_saved + copies, work)
-
-    def block_backward(self, layer: int) -> Moment:
-        """Inside the backward pass of a block.
-
-        There are the gradients of all layers above, what is saved of this one and those below (recomputed, with
-        checkpointing), the residual stream's gradient, 4·S, and what its perceptron or its attention works on.
-        """
-        c = self.config
-        below = self.saved * (layer + (not c.gradient_checkpointing)) // c.model.layers
-        if c.gradient_checkpointing:
-            below += self.block_saved
-        grads = max(self.held_gradients, self._gradients_above(layer)) + (4 + self.a) * 4 * c.model.width**2
-        if self.held_gradients and c.tie_embeddings:
-            grads += 4 * self.vocabulary
-        casts = self._casts_of(layer) + self.block_casts
-        return Moment(casts, grads, below + 4 * self.s + max(self._mlp_backward(), self._attention_backward()))
-
-    def _mlp_backward(self) -> int:
-        """Gradients around the GELU, 2·4·a·S, less its result, which is done with; under autocast the incoming one's
-        copy, 2·S."""
-        return max(4 * self.a * self.s + self.mixed * 2 * self.s, 4 * self.a * self.s)
-
-    def _attention_backward(self) -> int:
-        """`manual`'s softmax: gradients of its result, its input and the scores, 3·4·A; the product's operand and the
-        perceptron are done with."""
-        if self.config.attention_impl == "sdpa":
-            return 0
-        operand = 2 if self.mixed else 4 if self.config.dropout > 0 else 0
-        return (12 - operand) * self.scores - self.mlp_saved
-
-    def embedding_backward(self) -> Moment:
-        """The end of the backward pass: all gradients, and the embedding's own, 4·V·D, before it is added to the rest.
-
-        Where it is the output layer too, its gradient from there has been waiting for this one, and their sum takes
-        another 4·V·D; with accumulation all stand beside the sum of earlier batches.
-        """
-        waiting = 4 * self.vocabulary * (2 * self.config.tie_embeddings + (self.held_gradients > 0))
-        return Moment(0, 4 * self.config.model.parameters + waiting, 4 * self.s + 24 * self.n)
-
-    def _casts_of(self, layers: int) -> int:
-        return 0 if self.config.gradient_checkpointing else layers * self.block_casts
-
-    def _gradients_above(self, layer: int) -> int:
-        return 4 * ((self.config.model.layers - 1 - layer) * self.block + self.vocabulary)
-
-    # ------------------------------------------------------------------------------------------ the optimizer
-
-    def optimizer_states(self) -> tuple[int, int]:
-        """Bytes of all optimizer states, and how many of them are in managed memory.
-
-        AdamW: two fp32 moments a weight, 8·P. Its 8-bit kinds: that for the embeddings and the output layer; two bytes
-        a weight and two fp32 scales for every 256 of them elsewhere, and 8 bytes a weight in tensors of under 4,096.
-        The paged kind has moments of 100,000 values or more in managed memory.
-        """
-        model = self.config.model
-        if self.config.optimizer == "adamw":
-            return 8 * model.parameters, 0
-        d = model.width
-        vectors = {d: 6, 3 * d: 1, 4 * d: 1}  # norms' 4·D, biases' 2·D + 3·D + 4·D
-        small = sum(count * size for size, count in vectors.items() if size < 4096)
-        eight_bit = 12 * d * d + sum(count * size for size, count in vectors.items() if size >= 4096)
-        matrices = [size for size in (3 * d * d, d * d, 4 * d * d, 4 * d * d) if size >= 100_000]
-        paged = 2 * model.layers * sum(matrices) if self.config.optimizer == "paged_adamw_8bit" and not self.cpu else 0
-        blocks = model.layers * (2 * eight_bit + 8 * eight_bit // 256 + 8 * small)
-        vocabulary = model.parameters - model.layers * self.block - 2 * d
-        return 8 * vocabulary + blocks + 16 * d, paged
+    return _on_cpu(CpuStep(config)) if cpu else _on_gpu(Step(config))
 
 
 # ---------------------------------------------------------------------------------------------- the two devices
 
 CUBLAS_WORKSPACE = 2 * 32 * MIB  # PyTorch gives each thread's cuBLAS 32 MiB on a Hopper: forward and backward thread
-CUDA_CONTEXT = 560 * MIB
-CACHE_SHARE = 0.03
+CUDA_CONTEXT = 760 * MIB  # what a process on the H100 used besides what PyTorch had reserved
+CACHE_SHARE = 0.15  # beyond the most allocated: 11 of 16 runs on the H100 went through under a limit of so much
 
 
 def _on_gpu(step: Step) -> Breakdown:
@@ -353,27 +110,23 @@ def _on_gpu(step: Step) -> Breakdown:
     )
 
 
-CPU_PROCESS = 430 * MIB  # interpreter, PyTorch and its libraries, after the first step of a small model
+CPU_PROCESS = 430 * MIB  # interpreter, PyTorch, libraries, tokenizer
+CPU_BITSANDBYTES = 80 * MIB
+CPU_GAPS = 0.25  # of what lies in the heap
 CPU_LOSS_ROWS = 256  # of a block of logits: see engine.loss, which this module doesn't import, as it loads torch
 
 
-def _on_cpu(step: Step) -> Breakdown:
-    """The process's resident memory; coarser than the GPU's figures, and held to few measurements.
-
-    The loss never holds all logits: a block of them in fp32, and the output layer's gradient, 4·V·D, beside the
-    embedding's own on its way into the sum of all, another 4·V·D.
-    """
-    c = step.config
-    activations = step.saved + step.ends_saved + step.attention_at_work - step.attention_saved
-    if c.gradient_checkpointing:
-        activations += step.block_saved
+def _on_cpu(step: CpuStep) -> Breakdown:
+    """The process's resident memory. The four numbers above were chosen on two thirds of the measurements."""
+    peak = max(step.moments(), key=lambda moment: moment.total)
+    config = step.config
     return Breakdown(
-        weights=4 * c.model.parameters + c.model.layers * step.block_casts,
-        gradients=4 * c.model.parameters + 8 * step.vocabulary,
+        weights=round(4 * config.model.parameters + peak.casts),
+        gradients=round(peak.gradients),
         optimizer=step.optimizer_states()[0],
-        activations=activations,
-        logits=4 * CPU_LOSS_ROWS * c.model.vocabulary_size,
+        activations=round(peak.activations),
+        logits=4 * CPU_LOSS_ROWS * config.model.vocabulary_size,
         workspace=0,
-        cache=0,
-        context=CPU_PROCESS,
+        cache=round(CPU_GAPS * step.in_heap(peak)),
+        context=CPU_PROCESS + (config.optimizer != "adamw") * CPU_BITSANDBYTES,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.config import TrainConfig, to_dict
+from engine.fit import least_combination
 from engine.memory import estimate_memory
 
 SMALL_GPU = 8 * 10**9  # bytes of a common small card
@@ -55,15 +56,9 @@ def smoke_test(config: TrainConfig, machine: Machine) -> TrainConfig:
 
 def small_gpu(config: TrainConfig, machine: Machine) -> TrainConfig:
     """Save memory step by step until the run fits; the effective batch stays as it was."""
-    limit = SHARE * SMALL_GPU
     config = replace(config, attention_impl="sdpa", precision="auto")
-    for saving in ({}, {"optimizer": "adamw_8bit"}, {"gradient_checkpointing": True}):
-        config = replace(config, **saving)
-        if estimate_memory(config, "cuda").total <= limit:
-            return config
-    while estimate_memory(config, "cuda").total > limit and config.batch_size % 2 == 0:
-        config = replace(config, batch_size=config.batch_size // 2, grad_accum_steps=config.grad_accum_steps * 2)
-    return config
+    change = least_combination(config, "cuda", SHARE * SMALL_GPU)
+    return replace(config, **change.settings) if change else config
 
 
 def fastest(config: TrainConfig, machine: Machine) -> TrainConfig:
@@ -90,7 +85,7 @@ RECIPES = (
     Recipe(
         "Fits a small GPU",
         "Saves memory until the run fits a card of 8 GB: sdpa, bf16, then the 8-bit optimizer, gradient checkpointing, "
-        "and a smaller batch with as much more accumulation.",
+        "a smaller batch with as much more accumulation, and only then a shorter context or a smaller preset.",
         small_gpu,
     ),
     Recipe(

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from engine.checkpoint import prune, save
 from engine.config import TrainConfig, to_dict
 from engine.control import Control
-from engine.environment import memory_within_reach
-from engine.errors import DivergedError, LabError, TrainingError, storage_sentence
+from engine.environment import has_bf16, memory_within_reach
+from engine.errors import DivergedError, LabError, OutOfMemoryError, TrainingError, storage_sentence
 from engine.fit import what_would_fit
 from engine.memory import estimate_memory
 from engine.run import ActiveRun, Run
@@ -216,7 +216,7 @@ def explain(error: BaseException, run: ActiveRun) -> LabError:
     if isinstance(error, OSError) and error.errno is not None:
         return TrainingError(f"{storage_sentence(error, run.folder)} {_way_on(run)}")
     if _is_out_of_memory(error):
-        return TrainingError(_out_of_memory(run.config))
+        return _out_of_memory(run.config)
     if isinstance(error, KeyboardInterrupt):
         return TrainingError(f"Training was cut short. {_way_on(run)}")
     return TrainingError(f"Training ended by a defect of the lab: {type(error).__name__}: {error}")
@@ -228,17 +228,19 @@ def _way_on(run: ActiveRun) -> str:
     return "The run had no checkpoint yet, so it has to be started anew."
 
 
-def _out_of_memory(config: TrainConfig) -> str:
+def _out_of_memory(config: TrainConfig) -> OutOfMemoryError:
     """What would fit into the memory that this run could have had, by the estimate."""
-    needed = estimate_memory(config, config.device).total
-    room = min(memory_within_reach(config.device), 0.9 * needed)  # it ran out, whatever the estimate had said
-    changes = what_would_fit(config, config.device, room)
-    if not changes:
-        return (
-            f"Memory ran out on {config.device}, and by the estimate no change of settings alone helps: choose a "
-            "smaller preset, and close other programs that hold memory."
-        )
-    return f"Memory ran out on {config.device}. By the estimate these would fit: {'; '.join(map(str, changes))}."
+    device = config.device
+    needed = estimate_memory(config, device).total
+    room = min(memory_within_reach(device), 0.9 * needed)  # it ran out, whatever the estimate had said
+    changes = what_would_fit(config, device, room, has_bf16=has_bf16(device))
+    message = (
+        f"Memory ran out on {device}. By the estimate these would fit: {'; '.join(map(str, changes))}."
+        if changes
+        else f"Memory ran out on {device}, and by the estimate no change of settings helps: close other programs that "
+        "hold memory."
+    )
+    return OutOfMemoryError(message, [dataclasses.asdict(change) for change in changes])
 
 
 def _let_go(error: BaseException) -> None:
@@ -261,7 +263,10 @@ def _record_failure(run: ActiveRun, error: LabError) -> None:
     """Write down as much as the disk still takes; where it takes nothing, readers will say `interrupted`."""
     for write in (
         run.finish,
-        lambda: run.note(diverged=isinstance(error, DivergedError)),
+        lambda: run.note(
+            diverged=isinstance(error, DivergedError),
+            would_fit=error.would_fit if isinstance(error, OutOfMemoryError) else [],
+        ),
         lambda: run.event("failed", str(error)),
         lambda: run.set_state("failed", str(error)),
     ):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import streamlit as st
 
-from app.widgets import charts, formats
+from app.widgets import charts, formats, would_fit
 from app.widgets.form_fields import change as change_fields
 from app.widgets.formats import plain
 from app.widgets.machine import machine
 from app.widgets.plot import plot
-from engine.config import label
-from engine.environment import GIB
+from engine.environment import GIB, has_bf16
 from engine.errors import LabError
 from engine.fit import what_would_fit
 from engine.memory import CARDS, estimate_memory
@@ -78,7 +76,8 @@ def _memory(plan: Plan) -> None:
     estimate = estimate_memory(plan.config, device)
     limits = [("this machine" if device == "cpu" else "this GPU", limit / GIB)]
     limits += [(f"{size} GB", size * 10**9 / GIB) for size in CARDS]
-    figure = charts.memory_figure({name: size / GIB for name, size in estimate.parts.items()}, limits)
+    names = {"context": "process"} if device == "cpu" else {}
+    figure = charts.memory_figure({names.get(n, n): size / GIB for n, size in estimate.parts.items()}, limits)
     what = "of this computer's memory" if device == "cpu" else "on the GPU"
     plot(
         json.dumps(figure),
@@ -93,19 +92,7 @@ def _memory(plan: Plan) -> None:
 def _what_would_fit(plan: Plan, device: str, needed: int, limit: float) -> None:
     """Say that memory will not do, and offer each change that would make it do."""
     short = f"This run needs about {formats.size(needed)}, an estimate, and there are {formats.size(limit)}."
-    changes = what_would_fit(plan.config, device, limit)
-    if not changes:
-        st.error(f"{short} No settings of this preset fit: take a smaller one.", icon=":material/memory:")
-        return
-    st.error(f"{short} Each of these would fit:", icon=":material/memory:")
-    with st.container(horizontal=True, gap="small"):
-        for number, change in enumerate(changes):
-            words = ", ".join(f"{label(name)} {_shown(value)}" for name, value in change.settings.items())
-            saving = f"saves {formats.size(change.saving)}"
-            st.button(
-                f"{plain(words)} · {saving}", key=f"fit-{number}", on_click=change_fields, args=(dict(change.settings),)
-            )
-
-
-def _shown(value: Any) -> str:
-    return ("on" if value else "off") if isinstance(value, bool) else str(value)
+    changes = what_would_fit(plan.config, device, limit, has_bf16=has_bf16(device))
+    ahead = "Each of these would fit:" if changes else "No settings fit."
+    st.error(f"{short} {ahead}", icon=":material/memory:")
+    would_fit.offer([(change.settings, change.saving) for change in changes], change_fields, key="fit")

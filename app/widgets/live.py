@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app.widgets import actions, charts, diagnosis, formats, run_parts
+from app.widgets import actions, charts, diagnosis, formats, run_parts, would_fit
 from app.widgets.branch import branch_button
 from app.widgets.charts import AXES, Curve, View
 from app.widgets.form_fields import fill
@@ -122,7 +122,8 @@ def _controls(shot: Snapshot) -> None:
             if shot.resume_step is not None and st.button("Resume", icon=":material/play_arrow:", type="primary"):
                 actions.resume(shot.run.id)
             branch_button(shot, [c for c in shot.checkpoints if not c.problem])
-            st.button("Use these settings", icon=":material/tune:", on_click=_reuse, args=(shot.run,), key="reuse")
+            if st.button("Use these settings", icon=":material/tune:", on_click=_reuse, args=(shot.run,), key="reuse"):
+                st.rerun()  # the form is outside of this fragment
         return
     with st.container(horizontal=True, vertical_alignment="center"):
         waiting_for = _asked(shot)
@@ -188,6 +189,7 @@ def _outcome(shot: Snapshot) -> None:
     if shot.state == "failed":
         reason = str(shot.info.get("error") or "The run failed and left no reason.")
         st.error(f"{formats.plain(reason)}  \n{ahead}", icon=":material/error:")
+        would_fit.after_failure(shot)
     elif shot.state == "interrupted":
         st.warning(
             "The process that trained this run ended without a word, or the machine did. What was measured until then "

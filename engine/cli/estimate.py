@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.cli.common import DONE, add_setting_flags, given_settings, run_command
 from engine.config import TrainConfig, flag, from_dict, option
+from engine.environment import has_bf16
 from engine.errors import ConfigError, Problem
 from engine.fit import Change, what_would_fit
 from engine.memory import CARDS, GIB, Breakdown, estimate_memory
@@ -30,10 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     config, limit = _read(options)
+    bf16 = True  # a card that is only known by its memory is taken for one that can be bought
     if config.device == "auto" or limit is None:
         config, limit = _ask_this_machine(config, limit)
+        bf16 = has_bf16(config.device)
     estimate = estimate_memory(config, config.device)
-    changes = what_would_fit(config, config.device, limit) if estimate.total > limit else []
+    changes = what_would_fit(config, config.device, limit, has_bf16=bf16) if estimate.total > limit else []
     if options.json:
         print(json.dumps(_as_json(config, estimate, limit, changes), indent=2))
     else:
@@ -96,7 +99,7 @@ def _print(config: TrainConfig, estimate: Breakdown, limit: float, changes: list
         print(f"It fits into the {limit / GIB:.2f} GiB there are.")
         return
     print(f"It does not fit into the {limit / GIB:.2f} GiB there are.", end=" ")
-    print("Each of these would:" if changes else "No settings of this preset do: take a smaller one.")
+    print("Each of these would:" if changes else "No settings do.")
     for change in changes:
         flags = " ".join(option(name, value) for name, value in change.settings.items())
         print(f"  {flags}   saves {change.saving / GIB:.2f} GiB")

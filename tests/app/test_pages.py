@@ -323,13 +323,30 @@ def test_changes_that_fit_are_one_click_each(
     from app.widgets import form_outlook
 
     here = form_outlook.machine()
-    needed = estimate_memory(TrainConfig(context_length=256), "cpu").total / GIB
+    needed = estimate_memory(TrainConfig(batch_size=16), "cpu").total / GIB
     monkeypatch.setattr(form_outlook, "machine", lambda: dataclasses.replace(here, memory_gib=0.97 * needed))
     page = open_page("pretraining")
     page.session_state["setting-device"] = "cpu"
+    page.session_state["setting-batch_size"] = 16
     page.run()
     assert "Each of these would fit" in page.error[0].value
     page.button(key="fit-0").click().run()
-    assert page.session_state["setting-batch_size"] < TrainConfig().batch_size
+    assert page.session_state["setting-batch_size"] < 16
     assert page.session_state["setting-grad_accum_steps"] > 1
     assert not page.error and not page.exception
+
+
+def test_what_would_have_fitted_is_one_click_away_from_a_run_that_memory_ended(make_run, open_page) -> None:
+    asked = {"config": "small", "batch_size": 8, "corpus": "tiny"}
+    change = {"settings": {"batch_size": 2, "grad_accum_steps": 4}, "saving": 2**30, "total": 2**31}
+    foreign = [{"settings": {"run_as": "root"}, "saving": 1}, "no change", {"settings": {"seed": 1}}]
+    run_id = "20261122-153012-small-tiny-0001"
+    make_run(run_id, state="failed", error="Memory ran out.", requested=asked, would_fit=[*foreign, change])
+    page = open_page("pretraining", run=run_id)
+    [button] = [button for button in page.button if button.key.startswith("run-fit-")]
+    assert button.label == "Batch size 2, Gradient accumulation 4 · saves 1.00 GiB"
+    button.click().run()
+    assert not page.exception
+    values = {name: page.session_state[f"setting-{name}"] for name in (*asked, "grad_accum_steps")}
+    assert values == asked | {"batch_size": 2, "grad_accum_steps": 4}
+    assert page.button(key="start")

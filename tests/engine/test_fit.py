@@ -47,13 +47,31 @@ def test_where_no_single_change_fits_one_combination_does() -> None:
     assert changes[0].total <= 2 * GIB
 
 
+def test_a_combination_takes_no_more_than_it_has_to_and_a_smaller_preset_last() -> None:
+    config = replace(LARGE, config="medium", attention_impl="sdpa", batch_size=1)
+    [change] = what_would_fit(config, "cuda", 3 * GIB)  # 5 GiB in its weights and moments alone
+    assert change.settings["config"] == "small" and change.total <= 3 * GIB
+    for name in change.settings:
+        less = {key: value for key, value in change.settings.items() if key != name}
+        assert name == "optimizer" or estimate_memory(replace(config, **less), "cuda").total > 3 * GIB, name
+
+
 def test_what_cannot_fit_at_all_gets_no_promise() -> None:
     assert what_would_fit(LARGE, "cuda", GIB // 4) == []
 
 
 def test_nothing_that_has_no_effect_is_offered() -> None:
     names = [set(c.settings) for c in what_would_fit(TrainConfig(batch_size=64, precision="fp32"), "cpu", 3 * GIB)]
-    assert {"precision"} not in names and {"attention_impl"} not in names
+    assert {"attention_impl"} not in names and {"optimizer"} not in names
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_bf16_is_offered_where_the_device_has_it(device: str) -> None:
+    config = TrainConfig(config="small", batch_size=16, precision="fp32")
+    limit = estimate_memory(replace(config, precision="bf16"), device).total
+    for has_bf16 in (True, False):
+        offered = [c.settings for c in what_would_fit(config, device, limit, has_bf16=has_bf16)]
+        assert ({"precision": "bf16"} in offered) is has_bf16, offered
 
 
 def test_it_needs_no_torch() -> None:

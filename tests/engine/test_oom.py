@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import re
 import weakref
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from engine import TrainConfig, load_run, session
+from engine.memory import estimate_memory
 from engine.model import GPT
 
 SHORT = TrainConfig(corpus="tiny", context_length=64, batch_size=2, max_steps=3, sample_length=0, eval_every=-1)
@@ -36,6 +38,10 @@ def test_it_fails_with_what_would_fit_frees_everything_and_the_next_run_trains(m
         gc.enable()
     assert run.state == "failed"
     assert run.info["error"].startswith("Memory ran out on cpu. By the estimate these would fit: ")
+    for change in run.info["would_fit"]:
+        changed = dataclasses.replace(run.config, **change["settings"])
+        assert estimate_memory(changed, "cpu").total == change["total"] < estimate_memory(run.config, "cpu").total
+    assert run.info["would_fit"]
     assert re.search(r"batch_size \d with grad_accum_steps \d \(saves \d", run.info["error"])
     monkeypatch.undo()
 

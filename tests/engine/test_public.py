@@ -140,7 +140,7 @@ FLOORS = [
         "curves",
         "branching",
     },
-    {"corpora", "model", "plan", "tensorboard"},
+    {"corpora", "model", "plan", "tensorboard", "moments", "cpu_moments"},
     {"memory", "run", "diagnosis", "accelerate"},
     {"start", "exercises", "pace", "recipes", "fit"},
     {"step"},
