@@ -21,6 +21,7 @@ from torch import Tensor
 from engine.checkpoint import Checkpoint, Contents, load
 from engine.config import TrainConfig
 from engine.data import Tokens, TrainingWindows
+from engine.distributed import ALONE, Loss, Team
 from engine.environment import GIB
 from engine.errors import CheckpointError, DivergedError
 from engine.model import GPT
@@ -77,8 +78,10 @@ class TrainState:
     Attributes:
         plan: of the run; `plan.config` is the resolved config.
         bad: () on the device, 1 once a loss or a gradient was not finite; from then on no update is applied.
+        parallel: the model's loss with gradients averaged over a team's processes; None in one that trains alone.
+        team: the processes that train together; here, and for the most part, one.
         step: optimizer steps done.
-        position: training windows seen.
+        position: training windows seen, by all processes together.
         tokens: trained on.
         watch: training time.
     """
@@ -91,6 +94,8 @@ class TrainState:
     scaler: torch.amp.GradScaler
     device: torch.device
     bad: Tensor
+    parallel: Loss | None = None
+    team: Team = ALONE
     step: int = 0
     position: int = 0
     tokens: int = 0
@@ -102,6 +107,11 @@ class TrainState:
         """The resolved settings."""
         return self.plan.config
 
+    @property
+    def loss(self) -> Loss:
+        """What a step differentiates: tokens and targets, (B, T) each, to their mean loss."""
+        return self.parallel or self.model.loss
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of forward passes; weights are fp32 always."""
         if self.config.precision == "fp32":
@@ -109,22 +119,30 @@ class TrainState:
         return torch.autocast(self.device.type, DTYPES[self.config.precision])
 
 
-def prepare(run: ActiveRun) -> TrainState:
+def prepare(run: ActiveRun, team: Team = ALONE) -> TrainState:
     """Build model, optimizer and data for a run: fresh, or exactly as its checkpoint left them.
 
     Raises:
         CheckpointError: the checkpoint is damaged or does not fit.
         ConfigError: a corpus or bitsandbytes is missing.
     """
-    state = build(run.plan, open_text(run.config), initialize=run.start_from is None)
-    if run.start_from is not None:
-        restore(state, run.start_from, same_text=run.keeps_text, same_optimizer=run.keeps_optimizer)
+    same = {"same_text": run.keeps_text, "same_optimizer": run.keeps_optimizer}
+    return start_state(run.plan, run.start_from, **same, text=open_text(run.config), team=team)
+
+
+def start_state(
+    plan: Plan, start_from: Checkpoint | None, *, same_text: bool, same_optimizer: bool, text: Text, team: Team
+) -> TrainState:
+    """What `prepare` builds, from parts that any process of a team can have; see `restore`."""
+    state = build(plan, text, initialize=start_from is None, team=team)
+    if start_from is not None:
+        restore(state, start_from, same_text=same_text, same_optimizer=same_optimizer)
     if state.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(state.device)
     return state
 
 
-def build(plan: Plan, text: Text, *, initialize: bool = True) -> TrainState:
+def build(plan: Plan, text: Text, *, initialize: bool = True, team: Team = ALONE) -> TrainState:
     """Model, optimizer and data at step 0.
 
     Args:
@@ -137,6 +155,8 @@ def build(plan: Plan, text: Text, *, initialize: bool = True) -> TrainState:
     torch.set_num_threads(config.threads)  # of this thread: drivers differ in which one trains, results must not
     torch.manual_seed(config.seed)  # dropout; nothing else in the process may draw from the global generator
     device = torch.device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # of this thread: events and collectives go by it
     model = GPT(
         config.model,
         dropout=config.dropout,
@@ -158,6 +178,8 @@ def build(plan: Plan, text: Text, *, initialize: bool = True) -> TrainState:
         scaler=torch.amp.GradScaler(device.type, init_scale=FP16_SCALE, enabled=config.precision == "fp16"),
         device=device,
         bad=torch.zeros((), device=device),
+        parallel=team.parallel_loss(model, device, config.seed),
+        team=team,
     )
 
 
@@ -181,12 +203,14 @@ def _launch(state: TrainState) -> None:
         group["lr"] = rate
     model.train()
     loss = torch.zeros((), device=state.device)
-    for _ in range(config.grad_accum_steps):
+    for left in reversed(range(config.grad_accum_steps)):
         tokens, targets = _next_batch(state)
-        with state.autocast():
-            part = model.loss(tokens, targets) / config.grad_accum_steps
-        scaler.scale(part).backward()
+        with state.team.accumulating(state.loss, more=left > 0):
+            with state.autocast():
+                part = state.loss(tokens, targets) / config.grad_accum_steps
+            scaler.scale(part).backward()
         loss += part.detach()
+    loss = state.team.mean(loss)
     if scaler.is_enabled():
         scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
@@ -195,13 +219,14 @@ def _launch(state: TrainState) -> None:
     _update(state)
     optimizer.zero_grad(set_to_none=True)
     state.step += 1
-    state.tokens += config.tokens_per_step
+    state.tokens += state.plan.tokens_per_step
     _send_results(state, rate, loss, norm)
 
 
 def _next_batch(state: TrainState) -> tuple[Tensor, Tensor]:
-    batch = torch.from_numpy(state.windows.batch(state.position, state.config.batch_size))  # (B, T + 1)
-    state.position += state.config.batch_size
+    count, world = state.config.batch_size, state.team.world
+    batch = torch.from_numpy(state.windows.batch(state.position + world.rank * count, count))  # (B, T + 1)
+    state.position += world.size * count  # one process would go through the same batches one after the other
     if state.device.type == "cuda":
         batch = batch.pin_memory().to(state.device, non_blocking=True)
     return batch[:, :-1], batch[:, 1:]
@@ -259,7 +284,7 @@ def finished_rows(state: TrainState, leave: int = 0) -> Iterator[dict[str, Any]]
         state.in_flight.popleft()
         loss, norm, bad, scale = oldest.results.tolist()
         row = oldest.row
-        row["tokens_per_s"] = state.watch.lap(state.config.tokens_per_step)
+        row["tokens_per_s"] = state.watch.lap(state.plan.tokens_per_step)
         row["elapsed_s"] = state.watch.elapsed_s
         row["train_loss"], row["grad_norm"] = loss, norm
         row["memory_gib"] = memory_gib(state.device)
@@ -301,9 +326,7 @@ def snapshot(state: TrainState) -> Contents:
     if state.config.tie_embeddings:
         del weights["head.weight"]  # the same tensor as the token embedding
     tensors, scalars = pack_state(state.optimizer)
-    tensors["rng.cpu"] = torch.get_rng_state()
-    if state.device.type == "cuda":
-        tensors["rng.cuda"] = torch.cuda.get_rng_state(state.device)
+    tensors |= state.team.random_states(state.device)
     counters = {
         "step": state.step,
         "position": state.position,
@@ -327,16 +350,14 @@ def restore(state: TrainState, checkpoint: Checkpoint, *, same_text: bool, same_
     contents = load(checkpoint)
     try:
         load_weights(state.model, contents.model)
-        random = {name: contents.optimizer.pop(name) for name in ("rng.cpu", "rng.cuda") if name in contents.optimizer}
+        random = {name: contents.optimizer.pop(name) for name in [*contents.optimizer] if name.startswith("rng.")}
         if same_optimizer:
             unpack_state(state.optimizer, contents.optimizer, contents.state["optimizer"])
         if state.scaler.is_enabled() and contents.state["scaler"]:
             state.scaler.load_state_dict(contents.state["scaler"])
         state.step, state.tokens = int(contents.state["step"]), int(contents.state["tokens"])
         state.watch = Stopwatch(float(checkpoint.progress["elapsed_s"]))
-        torch.set_rng_state(random["rng.cpu"])
-        if state.device.type == "cuda" and "rng.cuda" in random:
-            torch.cuda.set_rng_state(random["rng.cuda"], state.device)
+        state.team.set_random_states(random, state.device)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         message = f"Checkpoint {checkpoint.path.name} of run {checkpoint.run_id} does not fit this model: {error}"
         raise CheckpointError(message) from error
