@@ -22,6 +22,7 @@ from typing import Any
 
 GRACE_S = 10.0  # for rank 0 to end by itself once a rank is lost; torchrun kills 30 s after its SIGTERM
 _CONNECT_S, _HELLO_S = 120.0, 10.0
+_LONGEST = 2**20  # bytes of a message
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 
 
@@ -47,7 +48,7 @@ class _Line:
     def receive(self) -> dict[str, Any] | None:
         """The next message; None once the other end is gone."""
         try:
-            value = json.loads(self._file.readline())
+            value = json.loads(self._file.readline(_LONGEST))
         except (OSError, ValueError):  # reset, timed out; nothing, or half a line
             return None
         return value if isinstance(value, dict) else None
