@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,14 @@ def common(options: argparse.Namespace) -> dict[str, Any]:
     return QUIET | how | dict(config=options.preset, device=options.device)
 
 
+PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "throughput": throughput,
+    "same_losses": same_losses,
+    "exact_resume": lambda options: [exact_resume(options, name) for name in ("adamw", "adamw_8bit")],
+    "killed_rank": killed_rank,
+}
+
+
 def main() -> None:
     """Measure everything, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -154,22 +163,14 @@ def main() -> None:
     parser.add_argument("--preset", default="medium")
     parser.add_argument("--batch-size", type=int, default=32, help="sequences per GPU")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS])
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="two-gpus-"))
     os.environ["LAB_RUNS"], os.environ["LAB_CORPORA"] = str(folder / "runs"), str(folder / "corpora")
     make_corpus(folder / "corpora")
     try:
         print(
-            json.dumps(
-                {
-                    "torch": version("torch"),
-                    "throughput": throughput(options),
-                    "same_losses": same_losses(options),
-                    "exact_resume": [exact_resume(options, name) for name in ("adamw", "adamw_8bit")],
-                    "killed_rank": killed_rank(options),
-                },
-                indent=1,
-            )
+            json.dumps({"torch": version("torch"), **{part: PARTS[part](options) for part in options.parts}}, indent=1)
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
