@@ -53,7 +53,8 @@ def train(
         lost = team.lost_behind(error) if team else ""
         failure = _rank_lost(run, lost) if lost else explain(error, run)
         _record_failure(run, failure)
-        _let_go(error)
+        if not lost:  # a GPU that waits for a lost rank would never let go; the process ends anyway
+            _let_go(error)
         raise failure from error.__cause__ if failure is error else error
     finally:
         run.close()

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-GRACE_S = 10.0  # for rank 0 to end by itself once a rank is lost; torchrun kills 30 s after its SIGTERM
+GRACE_S = 5.0  # for rank 0 to notice by itself that a rank is lost; torchrun kills 30 s after its SIGTERM
 _CONNECT_S, _HELLO_S = 120.0, 10.0
 _LONGEST = 2**20  # bytes of a message
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
@@ -85,6 +85,7 @@ class Leader:
         self.stop_asked = False
         self._lines: list[_Line] = []
         self._closing = False
+        self._noticed = False  # by the main thread, which then ends this process in order
         self._loss = threading.Event()
         self._when_stuck: Callable[[], None] = lambda: None
 
@@ -128,7 +129,7 @@ class Leader:
         timer.start()
 
     def _end_by_force(self) -> None:
-        if not self._closing:
+        if not self._noticed:
             self._when_stuck()
             print(f"Failed: {self.lost}", file=sys.stderr, flush=True)
             os._exit(1)
@@ -139,7 +140,7 @@ class Leader:
 
     def lost_within(self, seconds: float) -> str:
         """The sentence for a lost rank, which may become known a moment after a failure that it caused."""
-        self._loss.wait(seconds)
+        self._noticed = self._loss.wait(seconds)
         return self.lost
 
     def order(self, what: str, **values: Any) -> None:
@@ -149,16 +150,16 @@ class Leader:
             RankLostError: one of them is gone.
         """
         for line in self._lines:
-            if self.lost:
-                raise RankLostError(self.lost)
             try:
                 line.send({"what": what, **values})
-            except OSError as error:
-                raise RankLostError(self.lost_within(GRACE_S)) from error
+            except OSError:
+                self._loss.wait(GRACE_S)
+            if self.lost:
+                raise RankLostError(self.lost)
 
     def close(self) -> None:
         """Hang up. Ranks that were not told to end before are ended by it."""
-        self._closing = True
+        self._closing = self._noticed = True
         for line in self._lines:
             line.close()
         self._server.close()
