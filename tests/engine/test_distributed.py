@@ -45,7 +45,7 @@ CONFIG = TrainConfig(
 )
 TWO = World(size=2, local_size=2)
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(500)  # three starts of three processes, beside whatever else the machine does
 
 
 def start(*arguments: str, processes: int = 2) -> subprocess.Popen[str]:
@@ -67,7 +67,7 @@ def flags(config: TrainConfig) -> list[str]:
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Exit code and output."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=200)
     return process.returncode, out, err
 
 
@@ -109,14 +109,14 @@ def go_back(run: Run, step: int) -> None:
 
 
 def test_two_processes_train_as_one_and_stop_together_and_one_goes_on() -> None:
-    config = replace(CONFIG, max_steps=30)
+    config = replace(CONFIG, max_steps=24)
     process = start(*flags(config))
     run = wait_for(lambda: next((r for r in list_runs() if len(r.metrics) >= 2), None))
     process.send_signal(signal.SIGTERM)  # torchrun sends it on to every rank
     finish(process)
 
     stopped_at = len(run.metrics)
-    assert run.state == "stopped" and 2 <= stopped_at < 30, run.info.get("error")
+    assert run.state == "stopped" and 2 <= stopped_at < 24, run.info.get("error")
     assert run.checkpoints[-1].step == stopped_at
     assert run.info["world_size"] == 2 and run.config.grad_accum_steps == 1
     assert run.info["progress"]["position"] == stopped_at * 4
@@ -127,7 +127,7 @@ def test_two_processes_train_as_one_and_stop_together_and_one_goes_on() -> None:
     train(resumed.config, resumed)
     alone = train(replace(config, grad_accum_steps=2))
     assert run.config.grad_accum_steps == 2 and run.info["world_size"] == 1
-    assert run.state == alone.state == "completed" and len(run.metrics) == 30
+    assert run.state == alone.state == "completed" and len(run.metrics) == 24
     assert losses(run) == pytest.approx(losses(alone), abs=TOLERANCE)
     assert list(run.metrics["val_loss"].dropna()) == pytest.approx(
         list(alone.metrics["val_loss"].dropna()), abs=TOLERANCE
