@@ -64,7 +64,15 @@ class Team:
         """The sentence for the rank whose end caused an error; "" when none did."""
         if self.leader is None or isinstance(error, LabError) or not isinstance(error, RuntimeError):
             return ""
-        return self.leader.lost_within(3.0)
+        lost = self.leader.lost_within(3.0)
+        if not lost and "timed out" in str(error).lower():
+            return f"A rank gave no answer for {TIMEOUT.total_seconds():.0f} s, though its process is still there."
+        return lost
+
+    def ask_to_stop(self) -> None:
+        """A rank other than 0 got a signal: rank 0 is to decide at which step all of them stop. For signal handlers."""
+        if self.follower:
+            self.follower.tell("stop")
 
     def when_stuck(self, write_down: Callable[[str], None]) -> None:
         """What rank 0 does with the sentence for a lost rank when it cannot end by itself."""

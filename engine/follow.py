@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -39,8 +38,6 @@ def follow(team: Team) -> None:
     """Train along until rank 0 says that it is over. A failure is told to rank 0, and ends this process."""
     assert team.follower
     follower = team.follower
-    for number in (signal.SIGINT, signal.SIGTERM):  # torchrun sends them to all; rank 0 decides at which step to stop
-        signal.signal(number, lambda *_: follower.tell("stop"))
     state = None
     try:
         while (order := follower.next_order())["what"] != "end":

@@ -85,6 +85,8 @@ def _main_together(options: argparse.Namespace, world: World) -> int:
             raise
         return FAILED
     if not world.leads:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: team.ask_to_stop())
         follow(team)
         team.close(in_order=True)
         return DONE
