@@ -17,11 +17,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from engine import world
 from engine.errors import LabError, TrainingError
 from engine.model import GPT
 from engine.wire import Follower, Leader
-from engine.world import World
+from engine.world import ALONE, World
 
 TIMEOUT = timedelta(minutes=10)  # of a rank that hangs; one that dies is noticed at once
 _SEEDS_APART = 1_000_003  # between the dropout of one rank and the next
@@ -37,9 +36,7 @@ class Team:
         leader, follower: the end of the wire that this process holds; none when it is alone.
     """
 
-    def __init__(
-        self, world: World = world.ALONE, leader: Leader | None = None, follower: Follower | None = None
-    ) -> None:
+    def __init__(self, world: World = ALONE, leader: Leader | None = None, follower: Follower | None = None) -> None:
         self.world = world
         self.leader = leader
         self.follower = follower
@@ -57,7 +54,7 @@ class Team:
 
     @property
     def request(self) -> str | None:
-        """ "stop" when another rank was asked to; as `ActiveRun.take_request`."""
+        """What another rank was asked by a signal: to stop; None when there is nothing, as of `ActiveRun.take_request`."""
         return "stop" if self.leader and self.leader.stop_asked else None
 
     def lost_behind(self, error: BaseException) -> str:
@@ -152,7 +149,7 @@ class Team:
             dist.destroy_process_group()
 
 
-ALONE = Team()
+SOLO = Team()
 
 
 def _of_rank(name: str, rank: int) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from engine.checkpoint import Checkpoint, Contents, load
 from engine.config import TrainConfig
 from engine.data import Tokens, TrainingWindows
-from engine.distributed import ALONE, Loss, Team
+from engine.distributed import SOLO, Loss, Team
 from engine.environment import GIB
 from engine.errors import CheckpointError, DivergedError
 from engine.model import GPT
@@ -95,7 +95,7 @@ class TrainState:
     device: torch.device
     bad: Tensor
     parallel: Loss | None = None
-    team: Team = ALONE
+    team: Team = SOLO
     step: int = 0
     position: int = 0
     tokens: int = 0
@@ -119,7 +119,7 @@ class TrainState:
         return torch.autocast(self.device.type, DTYPES[self.config.precision])
 
 
-def prepare(run: ActiveRun, team: Team = ALONE) -> TrainState:
+def prepare(run: ActiveRun, team: Team = SOLO) -> TrainState:
     """Build model, optimizer and data for a run: fresh, or exactly as its checkpoint left them.
 
     Raises:
@@ -142,7 +142,7 @@ def start_state(
     return state
 
 
-def build(plan: Plan, text: Text, *, initialize: bool = True, team: Team = ALONE) -> TrainState:
+def build(plan: Plan, text: Text, *, initialize: bool = True, team: Team = SOLO) -> TrainState:
     """Model, optimizer and data at step 0.
 
     Args:

@@ -62,12 +62,12 @@ def train(
 
 
 def _train(run: ActiveRun, control: Control, team: Team | None) -> None:
-    from engine.distributed import ALONE
+    from engine.distributed import SOLO
     from engine.evaluate import evaluate
     from engine.follow import begin
     from engine.step import prepare, train_step
 
-    team = team or ALONE
+    team = team or SOLO
     team.when_stuck(lambda sentence: _record_failure(run, _rank_lost(run, sentence)))
     begin(team, run)
     state = prepare(run, team)

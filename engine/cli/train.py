@@ -55,20 +55,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object a line instead of a progress bar")
     add_setting_flags(parser)
     world = this_world()
-    with _silence(not world.leads):
-        options = parser.parse_args(arguments)
+    options = _parse(parser, arguments, world)
     return run_command(lambda: _main(options) if world.size == 1 else _main_together(options, world))
 
 
-@contextmanager
-def _silence(wanted: bool) -> Iterator[None]:
-    """Say nothing: of several processes only rank 0 speaks."""
-    with open(os.devnull, "w") as nowhere:
-        if not wanted:
-            yield
-            return
-        with redirect_stdout(nowhere), redirect_stderr(nowhere):
-            yield
+def _parse(parser: argparse.ArgumentParser, arguments: list[str] | None, world: World) -> argparse.Namespace:
+    """Read the command line; of several processes only rank 0 says what is wrong with it."""
+    if world.leads:
+        return parser.parse_args(arguments)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        return parser.parse_args(arguments)
 
 
 def _main_together(options: argparse.Namespace, world: World) -> int:
