@@ -54,7 +54,7 @@ class Team:
 
     @property
     def request(self) -> str | None:
-        """What another rank was asked by a signal: to stop; None when there is nothing, as of `ActiveRun.take_request`."""
+        """What a signal asked of another rank, which is to stop; None when there is nothing."""
         return "stop" if self.leader and self.leader.stop_asked else None
 
     def lost_behind(self, error: BaseException) -> str:
