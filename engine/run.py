@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,6 +103,12 @@ class Run:
         """Optimizer steps that were planned; 0 when `run.json` is damaged."""
         total = self.info.get("total_steps")
         return total if isinstance(total, int) else 0
+
+    @property
+    def world_size(self) -> int:
+        """Processes that trained it together when it was last started."""
+        size = self.info.get("world_size")
+        return size if isinstance(size, int) and size > 0 else 1
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -236,6 +242,7 @@ class ActiveRun:
         plan: what the run will do; `plan.config` is the resolved config.
         info: the content of `run.json`.
         start_from: the checkpoint to continue from (its own, or for a branch the parent's); None for fresh weights.
+        devices: of this machine that it trains on; none stands for that of the config alone.
         lock: the run's lock, when it was taken already.
     """
 
@@ -245,6 +252,7 @@ class ActiveRun:
         plan: Plan,
         info: dict[str, Any],
         start_from: Checkpoint | None = None,
+        devices: Sequence[str] = (),
         lock: FolderLock | None = None,
     ) -> None:
         self.id = run_id
@@ -253,7 +261,7 @@ class ActiveRun:
         self.config = plan.config
         self.start_from = start_from
         self._info = info
-        self._device_lock = device_lock(self.config.device)
+        self._device_locks = [device_lock(device) for device in devices or (self.config.device,)]
         self._lock = lock or run_lock(self.folder)
         self._progress_at = 0.0
 
@@ -296,8 +304,9 @@ class ActiveRun:
         """
         try:
             runs_dir().mkdir(parents=True, exist_ok=True)
-            if not self._device_lock.acquire(note=self.id, patience_s=0.3):
-                raise _busy(self._device_lock)
+            for lock in self._device_locks:
+                if not lock.acquire(note=self.id, patience_s=0.3):
+                    raise _busy(lock)
             self.folder.mkdir(exist_ok=True)
             if not (self._lock.is_mine or self._lock.acquire(note=str(os.getpid()))):
                 raise RunBusyError(f"Run {self.id} is already being trained.", self.id)
@@ -337,7 +346,8 @@ class ActiveRun:
     def close(self) -> None:
         """Give the locks back. The state should have been set to a final one before."""
         self._lock.release()
-        self._device_lock.release()
+        for lock in self._device_locks:
+            lock.release()
 
     def log(self, row: dict[str, Any]) -> None:
         """Log one step; `time` is filled in. On disk within a second."""
@@ -460,6 +470,7 @@ def new_info(run_id: str, plan: Plan, *, name: str = "", notes: str = "", **fact
         "windows": plan.windows,
         "train_tokens": plan.train_tokens,
         "val_tokens": plan.val_tokens,
+        "world_size": plan.world_size,
         "parent": None,
         "progress": {"step": 0, "position": 0, "epoch": 0.0, "tokens": 0, "elapsed_s": 0.0},
         **facts,

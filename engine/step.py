@@ -23,6 +23,7 @@ from engine.accelerate import COMPILE_AT_STEP, Recorder, compile_stack, compiles
 from engine.checkpoint import Checkpoint, Contents, load
 from engine.config import TrainConfig
 from engine.data import Tokens, TrainingWindows
+from engine.distributed import SOLO, Loss, Team
 from engine.environment import GIB
 from engine.errors import CheckpointError, DivergedError
 from engine.model import GPT
@@ -90,8 +91,10 @@ class TrainState:
         results: (4,) on the device: the step's loss, its gradient norm, 1 once either was not finite (from then on no
             update is applied), and fp16's scale.
         recorder: replays what it has recorded of a step.
+        parallel: the model's loss with gradients averaged over a team's processes; None in one that trains alone.
+        team: the processes that train together; here, and for the most part, one.
         step: optimizer steps done.
-        position: training windows seen.
+        position: training windows seen, by all processes together.
         tokens: trained on.
         watch: training time.
     """
@@ -106,6 +109,8 @@ class TrainState:
     batch: Tensor
     results: Tensor
     recorder: Recorder
+    parallel: Loss | None = None
+    team: Team = SOLO
     step: int = 0
     position: int = 0
     tokens: int = 0
@@ -117,6 +122,11 @@ class TrainState:
         """The resolved settings."""
         return self.plan.config
 
+    @property
+    def loss(self) -> Loss:
+        """What a step differentiates: tokens and targets, (B, T) each, to their mean loss."""
+        return self.parallel or self.model.loss
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of forward passes; weights are fp32 always."""
         if self.config.precision == "fp32":
@@ -124,22 +134,30 @@ class TrainState:
         return torch.autocast(self.device.type, DTYPES[self.config.precision])
 
 
-def prepare(run: ActiveRun) -> TrainState:
+def prepare(run: ActiveRun, team: Team = SOLO) -> TrainState:
     """Build model, optimizer and data for a run: fresh, or exactly as its checkpoint left them.
 
     Raises:
         CheckpointError: the checkpoint is damaged or does not fit.
         ConfigError: a corpus or bitsandbytes is missing.
     """
-    state = build(run.plan, open_text(run.config), initialize=run.start_from is None)
-    if run.start_from is not None:
-        restore(state, run.start_from, same_text=run.keeps_text, same_optimizer=run.keeps_optimizer)
+    same = {"same_text": run.keeps_text, "same_optimizer": run.keeps_optimizer}
+    return start_state(run.plan, run.start_from, **same, text=open_text(run.config), team=team)
+
+
+def start_state(
+    plan: Plan, start_from: Checkpoint | None, *, same_text: bool, same_optimizer: bool, text: Text, team: Team
+) -> TrainState:
+    """What `prepare` builds, from parts that any process of a team can have; see `restore`."""
+    state = build(plan, text, initialize=start_from is None, team=team)
+    if start_from is not None:
+        restore(state, start_from, same_text=same_text, same_optimizer=same_optimizer)
     if state.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(state.device)
     return state
 
 
-def build(plan: Plan, text: Text, *, initialize: bool = True) -> TrainState:
+def build(plan: Plan, text: Text, *, initialize: bool = True, team: Team = SOLO) -> TrainState:
     """Model, optimizer and data at step 0.
 
     Args:
@@ -152,8 +170,10 @@ def build(plan: Plan, text: Text, *, initialize: bool = True) -> TrainState:
     torch.set_num_threads(config.threads)  # of this thread: drivers differ in which one trains, results must not
     torch.manual_seed(config.seed)  # dropout; nothing else in the process may draw from the global generator
     device = torch.device(config.device)
-    if device.type == "cuda" and torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
-        torch.cuda.set_stream(torch.cuda.Stream(device))  # of this thread: the default stream cannot be recorded
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # of this thread: events and collectives go by it
+        if torch.cuda.current_stream() == torch.cuda.default_stream():
+            torch.cuda.set_stream(torch.cuda.Stream())  # of this thread: the default stream cannot be recorded
     model = GPT(
         config.model,
         dropout=config.dropout,
@@ -176,7 +196,9 @@ def build(plan: Plan, text: Text, *, initialize: bool = True) -> TrainState:
         device=device,
         batch=torch.zeros(config.batch_size, config.model.context_length + 1, dtype=torch.int64, device=device),
         results=torch.tensor([0.0, 0.0, 0.0, 1.0], device=device),
-        recorder=Recorder(records(config, device)),
+        recorder=Recorder(records(config, device) and team.world.size == 1),
+        parallel=team.parallel_loss(model, device, config.seed),
+        team=team,
     )
 
 
@@ -224,10 +246,11 @@ def _launch(state: TrainState) -> None:
         for number in range(config.grad_accum_steps):
             _load_batch(state)
             first = number == 0
-            recorder.run("first" if first else "next", partial(_forward_backward, state, first=first))
+            with state.team.accumulating(state.loss, more=number + 1 < config.grad_accum_steps):
+                recorder.run("first" if first else "next", partial(_forward_backward, state, first=first))
         _update(state, keep_gradients=recorder.recording)  # their memory belongs to the graphs, which overwrite it
     state.step += 1
-    state.tokens += config.tokens_per_step
+    state.tokens += state.plan.tokens_per_step
     _send_results(state, rate)
 
 
@@ -238,8 +261,9 @@ def _whole_step(state: TrainState) -> None:
 
 def _load_batch(state: TrainState) -> None:
     """Put the next windows where the step reads them."""
-    batch = torch.from_numpy(state.windows.batch(state.position, state.config.batch_size))  # (B, T + 1)
-    state.position += state.config.batch_size
+    count, world = state.config.batch_size, state.team.world
+    batch = torch.from_numpy(state.windows.batch(state.position + world.rank * count, count))  # (B, T + 1)
+    state.position += world.size * count  # one process would go through the same batches one after the other
     if state.device.type == "cuda":
         batch = batch.pin_memory()
     state.batch.copy_(batch, non_blocking=True)
@@ -248,7 +272,7 @@ def _load_batch(state: TrainState) -> None:
 def _forward_backward(state: TrainState, *, first: bool) -> None:
     """One batch: its share of the loss is added up, and its gradients; the first of a step starts both anew."""
     with state.autocast():
-        part = state.model.loss(state.batch[:, :-1], state.batch[:, 1:]) / state.config.grad_accum_steps
+        part = state.loss(state.batch[:, :-1], state.batch[:, 1:]) / state.config.grad_accum_steps
     state.scaler.scale(part).backward()
     loss = state.results[0]
     loss.copy_(part.detach() if first else loss + part.detach())
@@ -261,6 +285,7 @@ def _update(state: TrainState, *, keep_gradients: bool = False) -> None:
     scaling. bitsandbytes' optimizers cannot, so for them the host has to look, and to wait on a GPU.
     """
     config, scaler, results = state.config, state.scaler, state.results
+    state.team.mean(results[0])
     if scaler.is_enabled():
         scaler.unscale_(state.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip or math.inf)
@@ -316,7 +341,7 @@ def finished_rows(state: TrainState, leave: int = 0) -> Iterator[dict[str, Any]]
         state.in_flight.popleft()
         loss, norm, bad, scale = oldest.results.tolist()
         row = oldest.row
-        row["tokens_per_s"] = state.watch.lap(state.config.tokens_per_step)
+        row["tokens_per_s"] = state.watch.lap(state.plan.tokens_per_step)
         row["elapsed_s"] = state.watch.elapsed_s
         row["train_loss"], row["grad_norm"] = loss, norm
         row["memory_gib"] = state.watch.memory_gib(state.device)
@@ -358,9 +383,7 @@ def snapshot(state: TrainState) -> Contents:
     if state.config.tie_embeddings:
         del weights["head.weight"]  # the same tensor as the token embedding
     tensors, scalars = pack_state(state.optimizer)
-    tensors["rng.cpu"] = torch.get_rng_state()
-    if state.device.type == "cuda":
-        tensors["rng.cuda"] = torch.cuda.get_rng_state(state.device)
+    tensors |= state.team.random_states(state.device)
     counters = {
         "step": state.step,
         "position": state.position,
@@ -384,16 +407,14 @@ def restore(state: TrainState, checkpoint: Checkpoint, *, same_text: bool, same_
     contents = load(checkpoint)
     try:
         load_weights(state.model, contents.model)
-        random = {name: contents.optimizer.pop(name) for name in ("rng.cpu", "rng.cuda") if name in contents.optimizer}
+        random = {name: contents.optimizer.pop(name) for name in [*contents.optimizer] if name.startswith("rng.")}
         if same_optimizer:
             unpack_state(state.optimizer, contents.optimizer, contents.state["optimizer"])
         if state.scaler.is_enabled() and contents.state["scaler"]:
             state.scaler.load_state_dict(contents.state["scaler"])
         state.step, state.tokens = int(contents.state["step"]), int(contents.state["tokens"])
         state.watch = Stopwatch(float(checkpoint.progress["elapsed_s"]))
-        torch.set_rng_state(random["rng.cpu"])
-        if state.device.type == "cuda" and "rng.cuda" in random:
-            torch.cuda.set_rng_state(random["rng.cuda"], state.device)
+        state.team.set_random_states(random, state.device)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         message = f"Checkpoint {checkpoint.path.name} of run {checkpoint.run_id} does not fit this model: {error}"
         raise CheckpointError(message) from error

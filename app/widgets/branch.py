@@ -16,7 +16,7 @@ from engine.branching import differences_that_matter
 from engine.checkpoint import Checkpoint
 from engine.config import label
 from engine.errors import ConfigError, LabError
-from engine.start import plan_branch
+from engine.start import plan_branch, shared_out
 
 
 def branch_button(shot: Snapshot, checkpoints: list[Checkpoint]) -> None:
@@ -68,7 +68,7 @@ def _preview(shot: Snapshot, step: int, changes: dict[str, Any]) -> bool:
         st.error(plain(str(error)), icon=":material/error:")
         return True
     st.markdown(f"From step {step:,} to step {plan.total_steps:,}. What differs:")
-    for difference in differences_that_matter(shot.run.config, plan.config):
+    for difference in differences_that_matter(shared_out(shot.run), plan.config):
         before, after = plain(str(difference.old)), plain(str(difference.new))
         st.markdown(f"- **{plain(label(difference.name))}**: {before} → {after}. {plain(difference.effect)}")
     return False

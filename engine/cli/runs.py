@@ -89,6 +89,8 @@ def _show(options: argparse.Namespace) -> int:
     print(f"step: {row['step']:,} of {run.total_steps:,}")
     for name in ("train_loss", "val_loss"):
         print(f"{name}: {_number(row[name], '.4f')}")
+    if run.world_size > 1:
+        print(f"processes: {run.world_size}")
     if info.get("parent"):
         print(f"branched from: {info['parent']['run']} at step {info['parent']['step']:,}")
     print("\nsettings")
