@@ -1,26 +1,32 @@
-"""The view of one run: polled every second while the run is active, drawn once when it is not."""
+"""The view of one run: polled while the run is active, drawn once when it is not."""
 
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+import time
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app.widgets import actions, charts, diagnosis, formats, run_parts
+from app.widgets import actions, charts, formats, run_parts
 from app.widgets.branch import branch_button
 from app.widgets.charts import AXES, Curve, View
 from app.widgets.form_fields import fill
 from app.widgets.form_shortcuts import settings_of
 from app.widgets.guard import guard
-from app.widgets.plot import plot
+from app.widgets.numbers import clicked_setting, numbers
+from app.widgets.plot import Chart, plots
 from app.widgets.snapshot import Snapshot, read, snapshot
+from engine.config import SETTINGS
 from engine.run import Run
 
-TICK_S = 1.0
+TICK_S = 2.0  # each costs the cores that train about 40 ms, most of it in the browser
+VISIBLE_PARTS = 500  # charts are sent again when a curve has grown by this part, about a pixel,
+PATIENCE_S = 10.0  # or after this time
 
 # What each curve means, from the lab's guide.
 LOSS_MEANING = (
@@ -57,12 +63,36 @@ PANELS = {  # column -> title, unit, format of a value, meaning
 }
 
 
+@dataclass
+class _Shown:
+    """What a page shows now of a run that goes on. A full run of the page begins anew, and sends everything.
+
+    Attributes:
+        outline: of the snapshot that the page was made of.
+        step: the last one in the charts.
+        at: when the charts were sent, by the monotonic clock; 0 when they have to be.
+    """
+
+    outline: tuple[Any, ...]
+    step: int = 0
+    at: float = 0.0
+
+    def misses(self, shot: Snapshot) -> bool:
+        """Whether the charts would look different now: one more step does not change a curve of 100,000."""
+        news, waited = int(shot.last.get("step", 0)) - self.step, time.monotonic() - self.at
+        return not self.at or (news != 0 and (news >= self.step / VISIBLE_PARTS or waited > PATIENCE_S))
+
+
 def run_view(run: Run) -> None:
     """Everything about a run. Only what changes is polled, and only while it changes; what is closed is not made."""
     shot = snapshot(run)
+    _header(shot)
+    _controls(shot)
+    _outcome(shot)
     status = st.container()
     view = view_controls("live")
-    st.fragment(_live, run_every=TICK_S if shot.is_active else None)(run, shot.is_active, status, view)
+    st.fragment(_live, run_every=TICK_S if shot.is_active else None)(run, _Shown(shot.outline), status, view)
+    st.fragment(_parts)(shot)
     facts = st.expander("Settings and environment", on_change="rerun", key=f"facts-{run.id}")
     if facts.open:
         with facts:
@@ -71,16 +101,21 @@ def run_view(run: Run) -> None:
 
 
 @guard()
-def _live(run: Run, was_active: bool, status: DeltaGenerator, view: View) -> None:
+def _live(run: Run, shown: _Shown, status: DeltaGenerator, view: View) -> None:
+    """Numbers and curves. A tick without news sends the numbers once more, and a mark that the charts still hold."""
     shot = snapshot(run)
-    if shot.is_active != was_active:
-        st.rerun()  # starts or ends the polling
+    if shot.outline != shown.outline:
+        st.rerun()
     with status:
-        _header(shot)
-        _controls(shot)
-        _outcome(shot)
-        diagnosis.findings(shot)
-    _charts(shot, view)
+        numbers(shot, on_setting=partial(_reuse_at, run))
+    drawn = None
+    if shown.misses(shot):
+        drawn, shown.step, shown.at = _charts(shot, view), int(shot.last.get("step", 0)), time.monotonic()
+    plots(drawn, key="plots", version=shown.at, on_lost=partial(setattr, shown, "at", 0.0))
+
+
+@guard()
+def _parts(shot: Snapshot) -> None:
     parts = {"Samples": run_parts.samples, "Log": run_parts.log, "Checkpoints": run_parts.checkpoints}
     for tab, draw in zip(st.tabs(list(parts), on_change="rerun", key="parts"), parts.values(), strict=True):
         if tab.open:
@@ -93,27 +128,6 @@ def _header(shot: Snapshot) -> None:
         st.subheader(formats.plain(shot.name), anchor=False, width="content")
         run_parts.state_badge(shot.state)
     st.caption(f"Run {shot.run.id} · started {formats.moment(shot.info.get('created'))}")
-    last, total = shot.last, shot.total_steps
-    step = int(last.get("step", 0))
-    left = shot.seconds_left
-    ahead = f" · about {formats.duration(left)} left" if left is not None and shot.state == "running" else ""
-    st.progress(min(1.0, step / total) if total else 0.0, text=f"Step {step:,} of {total:,}{ahead}")
-    train, val = last.get("train_loss"), shot.last_val_loss
-    with st.grid("auto", min_column_width=130, gap="small"):
-        st.metric("Epoch", f"{last['epoch']:.2f}" if last else formats.DASH)
-        st.metric("Tokens", formats.count(last.get("tokens")))
-        st.metric("Training time", formats.duration(last.get("elapsed_s")))
-        st.metric("Speed", formats.rate(last.get("tokens_per_s")))
-        st.metric("Training loss", formats.loss(train))
-        st.metric("Perplexity", formats.perplexity(train), help="e to the power of the loss, in training.")
-        st.metric("Validation loss", formats.loss(val))
-        st.metric("Perplexity, validation", formats.perplexity(val))
-        memory, estimate = shot.peak_memory, shot.memory_estimate
-        st.metric(
-            "Peak memory",
-            f"{memory:.2f} GiB" if memory else formats.DASH,
-            help=f"Measured. Before the start {estimate:.2f} GiB were estimated." if estimate else "Measured.",
-        )
 
 
 def _controls(shot: Snapshot) -> None:
@@ -146,6 +160,14 @@ def _reuse(run: Run) -> None:
     """Open the form of a new run with what was asked for in this one."""
     fill(settings_of(run))
     st.session_state[f"new-run-{run.id}"] = True
+
+
+def _reuse_at(run: Run) -> None:
+    """The same, where the field of the setting that was clicked is in sight."""
+    _reuse(run)
+    if SETTINGS[clicked_setting()].metadata["group"] != "main":
+        st.session_state["more-settings"] = True
+    st.rerun()
 
 
 _STEER = (
@@ -238,12 +260,12 @@ def view_controls(key: str, *, parts: bool = False) -> View:
 _PARTS = {"Both": ("train", "val"), "Training": ("train",), "Validation": ("val",)}
 
 
-def _charts(shot: Snapshot, view: View) -> None:
+def _charts(shot: Snapshot, view: View) -> list[Chart]:
     key = (shot.run.folder, shot.signature, view)
-    plot(_figure(*key, "loss"), key="plot-loss", height=360, title="Loss", caption=LOSS_MEANING)
-    with st.grid(2, min_column_width=420, gap="medium"):
-        for column, (title, _, _, meaning) in PANELS.items():
-            plot(_figure(*key, column), key=f"plot-{column}", height=230, title=title, caption=meaning)
+    return [
+        Chart(_figure(*key, "loss"), 360, "Loss", LOSS_MEANING, wide=True),
+        *(Chart(_figure(*key, column), 230, title, meaning) for column, (title, _, _, meaning) in PANELS.items()),
+    ]
 
 
 @lru_cache(maxsize=64)

@@ -80,15 +80,42 @@ class Chart {
   }
 }
 
-export default function ({ data, parentElement }) {
+// One box for each chart: a title, the chart, a sentence. Those that are there already stay.
+function boxes(list, count) {
+  while (list.children.length > count) list.lastElementChild.remove()
+  while (list.children.length < count) {
+    const figure = document.createElement("figure")
+    figure.className = "lab-chart"
+    figure.append(...["h5", "div", "p"].map((tag) => document.createElement(tag)))
+    figure.children[1].className = "lab-plot"
+    list.append(figure)
+  }
+  return [...list.children]
+}
+
+function show(list, { charts, palette }) {
+  boxes(list, charts.length).forEach((figure, i) => {
+    const [title, box, caption] = figure.children
+    figure.classList.toggle("lab-wide", charts[i].wide)
+    title.textContent = charts[i].title
+    caption.textContent = charts[i].caption
+    box.labChart ??= new Chart(box)
+    box.labChart.update({ ...charts[i], palette })
+  })
+}
+
+// Without charts, data says that those of its version still hold. Should they be missing here, they are asked for.
+export default function ({ data, parentElement, setTriggerValue }) {
   if (!data) return void library()
-  const box = parentElement.querySelector(".lab-plot")
-  parentElement.querySelector("h5").textContent = data.title
-  parentElement.querySelector("p").textContent = data.caption
-  box.labChart ??= new Chart(box)
-  box.labChart.update(data)
+  const list = parentElement.querySelector(".lab-charts")
+  if (data.charts) {
+    list.labVersion = data.version
+    show(list, data)
+  } else if (list.labVersion !== data.version) setTriggerValue("lost", Date.now())
   return () => {
-    box.labChart?.remove()
-    delete box.labChart
+    for (const box of list.querySelectorAll(".lab-plot")) {
+      box.labChart?.remove()
+      delete box.labChart
+    }
   }
 }
