@@ -3,7 +3,7 @@
     python tests/watching.py         # three times 40 s of each, about five minutes; leave the machine alone meanwhile
 
 One run of `nano` (batch 4, fp32, CPU) is started in the app and goes on through all segments; in a segment without the
-page there is no browser at all. The pace is what the metrics of the run say: tokens between two steps by the time between.
+page there is no browser at all. The pace is what the run's metrics say: tokens between two steps by the time they took.
 """
 
 from __future__ import annotations
