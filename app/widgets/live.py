@@ -1,117 +1,42 @@
-"""The view of one run: polled while the run is active, drawn once when it is not."""
+"""The view of one run. What stands around numbers and curves is drawn by Streamlit, now and then."""
 
 from __future__ import annotations
 
-import json
-import time
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
-from app.widgets import actions, charts, formats, run_parts
+from app.widgets import actions, feed, formats, run_parts
 from app.widgets.branch import branch_button
-from app.widgets.charts import AXES, Curve, View
+from app.widgets.charts import AXES, View
 from app.widgets.form_fields import fill
 from app.widgets.form_shortcuts import settings_of
 from app.widgets.guard import guard
 from app.widgets.numbers import clicked_setting, numbers
-from app.widgets.plot import Chart, plots
-from app.widgets.snapshot import Snapshot, read, snapshot
+from app.widgets.plot import plots
+from app.widgets.run_charts import run_charts
+from app.widgets.snapshot import Snapshot, snapshot
 from engine.config import SETTINGS
 from engine.run import Run
 
-TICK_S = 2.0  # each costs the cores that train about 40 ms, most of it in the browser
-VISIBLE_PARTS = 500  # charts are sent again when a curve has grown by this part, about a pixel,
-PATIENCE_S = 10.0  # or after this time
-
-# What each curve means, from the lab's guide.
-LOSS_MEANING = (
-    "How surprised the model is by the next token. Flat or high: look at learning rate and data. Spikes: the learning "
-    "rate is too high or the precision too coarse. Very low on a small text, or validation that rises while training "
-    "falls: the model learns the text by heart."
-)
-PANELS = {  # column -> title, unit, format of a value, meaning
-    "learning_rate": (
-        "Learning rate",
-        "",
-        ".3e",
-        "Size of a step: up during warm-up, then down along a cosine for finer and finer corrections.",
-    ),
-    "tokens_per_s": (
-        "Throughput",
-        "tokens per second",
-        ",.0f",
-        "Speed of training alone, validation and saving left out. Compare it between settings.",
-    ),
-    "grad_norm": (
-        "Gradient norm",
-        "",
-        ".3f",
-        "Length of the gradient before clipping. A steady line is healthy; a spike warns of a loss that may follow.",
-    ),
-    "memory_gib": (
-        "Memory",
-        "GiB",
-        ",.2f",
-        "On a GPU the most that was allocated so far, on a CPU what the process holds. The line is the estimate made "
-        "before the start.",
-    ),
-}
-
-
-@dataclass
-class _Shown:
-    """What a page shows now of a run that goes on. A full run of the page begins anew, and sends everything.
-
-    Attributes:
-        outline: of the snapshot that the page was made of.
-        step: the last one in the charts.
-        at: when the charts were sent, by the monotonic clock; 0 when they have to be.
-    """
-
-    outline: tuple[Any, ...]
-    step: int = 0
-    at: float = 0.0
-
-    def misses(self, shot: Snapshot) -> bool:
-        """Whether the charts would look different now: one more step does not change a curve of 100,000."""
-        news, waited = int(shot.last.get("step", 0)) - self.step, time.monotonic() - self.at
-        return not self.at or (news != 0 and (news >= self.step / VISIBLE_PARTS or waited > PATIENCE_S))
-
 
 def run_view(run: Run) -> None:
-    """Everything about a run. Only what changes is polled, and only while it changes; what is closed is not made."""
+    """Everything about a run. While it goes on, the browser asks for numbers and curves: see `feed`."""
     shot = snapshot(run)
     _header(shot)
     _controls(shot)
     _outcome(shot)
     status = st.container()
     view = view_controls("live")
-    st.fragment(_live, run_every=TICK_S if shot.is_active else None)(run, _Shown(shot.outline), status, view)
+    with status:
+        numbers(shot, feed=feed.about(shot, view), on_setting=partial(_reuse_at, run))
+    plots(run_charts(shot, view), key="plots", follows_feed=True)
     st.fragment(_parts)(shot)
     facts = st.expander("Settings and environment", on_change="rerun", key=f"facts-{run.id}")
     if facts.open:
         with facts:
             run_parts.settings(shot)
             run_parts.environment(shot)
-
-
-@guard()
-def _live(run: Run, shown: _Shown, status: DeltaGenerator, view: View) -> None:
-    """Numbers and curves. A tick without news sends the numbers once more, and a mark that the charts still hold."""
-    shot = snapshot(run)
-    if shot.outline != shown.outline:
-        st.rerun()
-    with status:
-        numbers(shot, on_setting=partial(_reuse_at, run))
-    drawn = None
-    if shown.misses(shot):
-        drawn, shown.step, shown.at = _charts(shot, view), int(shot.last.get("step", 0)), time.monotonic()
-    plots(drawn, key="plots", version=shown.at, on_lost=partial(setattr, shown, "at", 0.0))
 
 
 @guard()
@@ -167,7 +92,6 @@ def _reuse_at(run: Run) -> None:
     _reuse(run)
     if SETTINGS[clicked_setting()].metadata["group"] != "main":
         st.session_state["more-settings"] = True
-    st.rerun()
 
 
 _STEER = (
@@ -258,23 +182,3 @@ def view_controls(key: str, *, parts: bool = False) -> View:
 
 
 _PARTS = {"Both": ("train", "val"), "Training": ("train",), "Validation": ("val",)}
-
-
-def _charts(shot: Snapshot, view: View) -> list[Chart]:
-    key = (shot.run.folder, shot.signature, view)
-    return [
-        Chart(_figure(*key, "loss"), 360, "Loss", LOSS_MEANING, wide=True),
-        *(Chart(_figure(*key, column), 230, title, meaning) for column, (title, _, _, meaning) in PANELS.items()),
-    ]
-
-
-@lru_cache(maxsize=64)
-def _figure(folder: Path, signature: tuple[Any, ...], view: View, what: str) -> str:
-    """A chart as JSON; made once for all tabs, and not again while nothing has changed."""
-    shot = read(folder, signature)
-    curve = Curve(shot.run.id, shot.name, shot.metrics)
-    if what == "loss":
-        return json.dumps(charts.loss_figure([curve], view, shot.rungs))
-    _, unit, hover, _ = PANELS[what]
-    marks = [("estimate", shot.memory_estimate)] if what == "memory_gib" and shot.memory_estimate else []
-    return json.dumps(charts.line_figure(curve, what, view, unit, hover=hover, marks=marks))

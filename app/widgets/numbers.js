@@ -65,12 +65,77 @@ function lookAt(name, until = Date.now() + 10_000) {
   } else if (Date.now() < until) setTimeout(() => lookAt(name, until), 100)
 }
 
+function show([bar, grid, said], news, open) {
+  progress(bar, news.progress)
+  numbers(grid, news.numbers)
+  findings(said, news.findings, open)
+}
+
+// Asks for news while the page is in sight; charts are passed on to the component that draws them.
+class Feed {
+  constructor({ address, every, ...marks }, onNews, onChange) {
+    Object.assign(this, { every: 1000 * every, marks, onNews, onChange, chartsAt: Date.now() })
+    this.address = new URL(address, document.baseURI).href
+    this.onShow = () => document.hidden || this.ask()
+    document.addEventListener("visibilitychange", this.onShow)
+    this.wait(this.every)
+  }
+
+  wait(ms) {
+    clearTimeout(this.timer)
+    this.timer = setTimeout(() => this.ask(), ms)
+  }
+
+  async ask() {
+    clearTimeout(this.timer)
+    if (this.stopped || document.hidden) return
+    const asked = new URLSearchParams({ ...this.marks, age: (Date.now() - this.chartsAt) / 1000 })
+    let wait = this.every
+    try {
+      const answer = await fetch(`${this.address}&${asked}`)
+      if (this.stopped) return
+      if (answer.status === 200) this.take(await answer.json())
+      else if (answer.status !== 204) {
+        this.onChange()
+        wait = 10_000 // should the page not be drawn anew
+      }
+    } catch {
+      wait = 5000 // the server is away; Streamlit says so
+    }
+    if (!this.stopped) this.wait(wait)
+  }
+
+  take({ charts, version, step, outline, ...news }) {
+    if (this.stopped) return
+    this.marks = { version, outline, step: charts ? step : this.marks.step }
+    this.onNews(news)
+    if (!charts) return
+    this.chartsAt = Date.now()
+    document.dispatchEvent(new CustomEvent("lab-charts", { detail: charts }))
+  }
+
+  stop() {
+    this.stopped = true
+    clearTimeout(this.timer)
+    document.removeEventListener("visibilitychange", this.onShow)
+  }
+}
+
 export default function ({ data, parentElement, setTriggerValue }) {
-  const [bar, grid, said] = parentElement.querySelector(".lab-run").children
-  progress(bar, data.progress)
-  numbers(grid, data.numbers)
-  findings(said, data.findings, (name) => {
+  const box = parentElement.querySelector(".lab-run")
+  const open = (name) => {
     setTriggerValue("setting", name)
     lookAt(name)
-  })
+  }
+  if (box.labMade !== data.made) { // else what came since then is newer
+    box.labMade = data.made
+    box.labFeed?.stop()
+    show(box.children, data, open)
+    const changed = () => setTriggerValue("changed", Date.now())
+    box.labFeed = data.feed && new Feed(data.feed, (news) => show(box.children, news, open), changed)
+  }
+  return () => {
+    box.labFeed?.stop()
+    delete box.labMade
+  }
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ _CSS = """
 .lab-progress > div { background: var(--st-secondary-background-color); border-radius: 1rem; height: 0.5rem;
   margin-top: 0.35rem; overflow: hidden }
 .lab-progress i { background: var(--st-primary-color); display: block; height: 100% }
-.lab-numbers { display: grid; gap: 0.8rem; grid-template-columns: repeat(auto-fill, minmax(8.2rem, 1fr)) }
+.lab-numbers { display: grid; gap: 0.8rem; grid-template-columns: repeat(auto-fill, minmax(7.6rem, 1fr)) }
 .lab-number span { display: block; font-size: 0.875rem; opacity: 0.75 }
 .lab-number b { font-size: 1.3rem; font-variant-numeric: tabular-nums; font-weight: 400; white-space: nowrap }
 .lab-findings { border: 1px solid var(--st-border-color); border-radius: var(--st-base-radius); display: grid;
@@ -41,16 +42,26 @@ _CSS = """
 """
 
 
-def numbers(shot: Snapshot, *, on_setting: Callable[[], None]) -> None:
+def numbers(shot: Snapshot, *, feed: dict[str, Any] | None, on_setting: Callable[[], None]) -> None:
     """Show them.
 
     Args:
+        feed: where the browser asks for news, for these numbers and for charts that follow them.
         on_setting: called when a setting that a finding names is clicked; `clicked_setting` says which.
     """
-    data = {"progress": _progress(shot), "numbers": _numbers(shot), "findings": _findings(shot)}
+    data = numbers_of(shot) | {"feed": feed, "made": time.monotonic()}
     st.components.v2.component("lab_numbers", html=_HTML, css=_CSS, js=_JS, isolate_styles=False)(
-        key="numbers", data=data, on_setting_change=on_setting
+        key="numbers", data=data, on_setting_change=on_setting, on_changed_change=_nothing
     )
+
+
+def numbers_of(shot: Snapshot) -> dict[str, Any]:
+    """What the component shows."""
+    return {"progress": _progress(shot), "numbers": _numbers(shot), "findings": _findings(shot)}
+
+
+def _nothing() -> None:
+    """The page is drawn anew, which is all that is wanted."""
 
 
 def clicked_setting() -> str:

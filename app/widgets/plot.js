@@ -1,7 +1,7 @@
 // Draws a Plotly figure in place: points are added to the chart that is there, so that a zoom survives and the browser
 // does a fraction of the work of a new chart. What nobody can see is not drawn: the cores are those that train.
 
-const LIBRARY = new URL("component/app.widgets.plot.plotly/plotly.min.js", document.baseURI).href
+const LIBRARY = new URL("lab/plotly/plotly.min.js", document.baseURI).href
 
 function library() {
   window.labPlotly ??= new Promise((loaded, failed) => {
@@ -104,15 +104,18 @@ function show(list, { charts, palette }) {
   })
 }
 
-// Without charts, data says that those of its version still hold. Should they be missing here, they are asked for.
-export default function ({ data, parentElement, setTriggerValue }) {
+// Charts that follow the feed of the page's numbers say when they were made: what came since then is newer.
+export default function ({ data, parentElement }) {
   if (!data) return void library()
   const list = parentElement.querySelector(".lab-charts")
-  if (data.charts) {
-    list.labVersion = data.version
-    show(list, data)
-  } else if (list.labVersion !== data.version) setTriggerValue("lost", Date.now())
+  if (!data.made || list.labMade !== data.made) show(list, data)
+  else list.querySelectorAll(".lab-plot").forEach((box) => box.labChart?.draw()) // in another theme, maybe
+  list.labMade = data.made
+  list.labFollow ??= ({ detail }) => list.labMade && show(list, { charts: detail, palette: data.palette })
+  document.addEventListener("lab-charts", list.labFollow)
   return () => {
+    document.removeEventListener("lab-charts", list.labFollow)
+    delete list.labMade
     for (const box of list.querySelectorAll(".lab-plot")) {
       box.labChart?.remove()
       delete box.labChart

@@ -8,19 +8,20 @@ once, because on a live page each element costs the browser as much as a chart.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import plotly
 import streamlit as st
-from streamlit.components import v1
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
 
 from app.widgets.charts import PALETTE, Figure
 
-# Serves plotly.js from the installed package, under the address that plot.js loads it from.
-v1.declare_component("plotly", path=str(Path(plotly.__file__).parent / "package_data"))
+# Serves plotly.js from the installed package, where plot.js loads it from.
+LIBRARY = Mount("/lab/plotly", StaticFiles(directory=Path(plotly.__file__).parent / "package_data"))
 
 _JS = Path(__file__).with_name("plot.js").read_text(encoding="utf-8")
 _HTML = '<div class="lab-charts"></div>'
@@ -58,30 +59,20 @@ def plot(figure: Figure | str, *, key: str, height: int, title: str = "", captio
     plots([Chart(text, height, title, caption, wide=True)], key=key)
 
 
-def plots(
-    charts: Sequence[Chart] | None, *, key: str, version: float = 0, on_lost: Callable[[], None] | None = None
-) -> None:
+def plots(charts: Sequence[Chart], *, key: str, follows_feed: bool = False) -> None:
     """Show several charts beside each other.
 
     Args:
-        charts: None when those that were shown as `version` still hold: next to nothing is sent then.
         key: names them, so that the next ones of this name replace them in place.
-        version: of the charts.
-        on_lost: called when the browser does not have the charts of this version.
+        follows_feed: whether they take the charts that the feed of the page's numbers brings.
     """
-    data: dict[str, Any] = {"version": version}
-    if charts is not None:
-        data |= {"charts": [asdict(chart) for chart in charts], "palette": PALETTE}
-    _component()(key=key, data=data, on_lost_change=on_lost or _nothing)
+    made = time.monotonic() if follows_feed else None
+    _component()(key=key, data={"charts": [asdict(chart) for chart in charts], "palette": PALETTE, "made": made})
 
 
 def preload() -> None:
     """Load the library on a page that has no chart yet, so that the first point of a run does not wait for it."""
-    _component()(key="plot-preload", data=None, on_lost_change=_nothing)
-
-
-def _nothing() -> None:
-    pass
+    _component()(key="plot-preload", data=None)
 
 
 def _component():
