@@ -308,8 +308,8 @@ def _line(
     """A trace in SVG: on a machine without a GPU, WebGL takes the cores that train."""
     return dict(
         type="scatter",
-        x=[_short(value) for value in x.tolist()],
-        y=[_short(value) if math.isfinite(value) else None for value in y.tolist()],
+        x=short(x),
+        y=short(y),
         name=html.escape(name, quote=False),  # Plotly reads names as HTML
         mode="lines" if len(x) > 2 else "lines+markers",  # a single point has no line
         line=line,
@@ -319,9 +319,17 @@ def _line(
     )
 
 
-def _short(value: float) -> float:
-    """Six digits are more than a chart can show, and half the text to send."""
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+def short(values: NDArray[Any]) -> list[float | None]:
+    """Six digits are more than a chart can show, and half the text to send; None for what is not finite."""
+    if values.dtype.kind != "f":
+        return values.tolist()
+    finite = np.isfinite(values)
+    known = np.where(finite, values, 0.0)
+    place = 5 - np.floor(np.log10(np.abs(known), where=known != 0, out=np.zeros_like(known))).astype(int)
+    up, down = 10.0 ** np.clip(place, 0, 300), 10.0 ** np.clip(-place, 0, 300)  # one of them is 1
+    rounded = (np.round(known * up / down) / up * down).astype(object)
+    rounded[~finite] = None
+    return rounded.tolist()
 
 
 _HOVER = {"elapsed_s": "%{x:,.1f} s", "epoch": "epoch %{x:.3f}", "tokens": "%{x:,} tokens", "step": "step %{x:,}"}
@@ -369,7 +377,7 @@ def memory_figure(parts: Mapping[str, float], limits: Sequence[tuple[str, float]
             type="bar",
             orientation="h",
             y=["memory"],
-            x=[_short(size)],
+            x=short(np.array([size])),
             name=f"{name} {size:.2f}",
             marker=dict(color=PALETTE[number % len(PALETTE)]),
             hovertemplate=f"{name}: %{{x:.2f}} GiB<extra></extra>",
