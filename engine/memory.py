@@ -33,7 +33,8 @@ class Breakdown:
         logits: scores over the vocabulary, and the loss's work on them.
         workspace: scratch memory of the libraries.
         cache: what PyTorch's allocator has taken and not given out: rounding, and gaps between blocks.
-        context: the process itself: on a GPU the CUDA context and the kernels; on a CPU the interpreter and libraries.
+        context: on a GPU, the CUDA context and the kernels.
+        process: on a CPU, the process itself: the interpreter and the libraries.
         paged: the part of `optimizer` in managed memory, which PyTorch doesn't count and the driver may move away.
     """
 
@@ -44,7 +45,8 @@ class Breakdown:
     logits: int
     workspace: int
     cache: int
-    context: int
+    context: int = 0
+    process: int = 0
     paged: int = 0
 
     @property
@@ -65,7 +67,7 @@ class Breakdown:
     @property
     def reserved(self) -> int:
         """What `torch.cuda.max_memory_reserved()` will say."""
-        return self.total - self.context - self.paged
+        return self.total - self.context - self.process - self.paged
 
     @property
     def total(self) -> int:
@@ -402,5 +404,5 @@ def _on_cpu(step: Step) -> Breakdown:
         logits=4 * CPU_LOSS_ROWS * c.model.vocabulary_size,
         workspace=0,
         cache=0,
-        context=CPU_PROCESS,
+        process=CPU_PROCESS,
     )

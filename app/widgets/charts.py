@@ -382,20 +382,19 @@ def memory_figure(parts: Mapping[str, float], limits: Sequence[tuple[str, float]
             marker=dict(color=PALETTE[number % len(PALETTE)]),
             hovertemplate=f"{name}: %{{x:.2f}} GiB<extra></extra>",
         )
-        for number, (name, size) in enumerate(parts.items())
-        if size > 0
+        for number, (name, size) in enumerate(part for part in parts.items() if part[1] > 0)
     ]
     here, *cards = limits
     above = [limit for _, limit in cards if limit > total]
     end = max(min(above, default=total), here[1] if here[1] < 2 * total else 0, total) * 1.08
-    shown = [limit for limit in limits if limit[1] <= end]
+    apart = [card for card in cards if abs(card[1] - here[1]) > end / 8 or here[1] > end]  # labels stand side by side
+    shown = [limit for limit in (here, *apart) if limit[1] <= end]
     for name, limit in shown:
-        colour = ALARM if name == here[0] else NEUTRAL
-        line = dict(color=colour, width=2 if name == here[0] else 1, dash="solid" if name == here[0] else "dot")
+        line = dict(color=ALARM, width=2) if name == here[0] else dict(color=NEUTRAL, width=1, dash="dot")
         layout["shapes"] += [dict(type="line", x0=limit, x1=limit, y0=0, y1=1, yref="paper", line=line)]
-        text = dict(text=name, showarrow=False, font=dict(color=colour, size=11), xanchor="right", yanchor="bottom")
-        layout["annotations"] += [dict(x=limit, y=0.86 if name == here[0] else 0.0, yref="paper", **text)]
-    layout["xaxis"] |= dict(range=[0, end], showgrid=False)
+    labels = [f'<span style="color:{ALARM}">{name}</span>' if name == here[0] else name for name, _ in shown]
+    ticks = dict(tickmode="array", tickvals=[limit for _, limit in shown], ticktext=labels, tickangle=0)
+    layout["xaxis"] |= ticks | dict(range=[0, end], showgrid=False, title=None)
     layout["yaxis"] |= dict(type="category", showgrid=False, showticklabels=False)
-    layout["legend"] |= dict(traceorder="normal")
+    layout["legend"] |= dict(traceorder="normal", title=dict(text="GiB"))
     return figure
