@@ -128,7 +128,8 @@ def _outcome(shot: Snapshot) -> None:
     """Why a run is over, and what to do about it."""
     ahead = "It left no checkpoint, so it cannot be resumed; start a new run."
     if shot.info.get("diverged"):
-        ahead = "*Branch* from a checkpoint with a lower learning rate."
+        has_checkpoint = any(not checkpoint.problem for checkpoint in shot.checkpoints)
+        ahead = f"{'*Branch* from a checkpoint' if has_checkpoint else 'Start a new run'} with a lower learning rate."
     elif shot.resume_step is not None:
         ahead = f"*Resume* continues from step {shot.resume_step:,}."
     if shot.state == "failed":
