@@ -3,7 +3,10 @@
 Streamlit imports this file once, for the server, and runs it as `__main__` whenever a page is to be drawn.
 """
 
+import asyncio
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import streamlit as st
@@ -48,7 +51,14 @@ def draw() -> None:
         page.run()
 
 
+@asynccontextmanager
+async def _serving(_app: st.App) -> AsyncIterator[None]:
+    """A server that is told to end stops the training in good order; it ends by the signal, so nothing else would."""
+    yield
+    await asyncio.to_thread(session.stop_and_wait)
+
+
 if __name__ == "__main__":
     draw()
 else:
-    app = st.App(Path(__file__).resolve(), routes=[feed.ROUTE, plot.LIBRARY])
+    app = st.App(Path(__file__).resolve(), routes=[feed.ROUTE, plot.LIBRARY], lifespan=_serving)

@@ -56,13 +56,13 @@ function findings(box, items, open) {
   )
 }
 
-// The form appears some moments after it was asked for.
+// The form appears, and unfolds, some moments after it was asked for; what is folded cannot take the focus.
 function lookAt(name, until = Date.now() + 10_000) {
   const field = document.querySelector(`.st-key-setting-${CSS.escape(name)}`)
-  if (field) {
-    field.scrollIntoView({ block: "center" })
-    field.querySelector("input, button")?.focus({ preventScroll: true })
-  } else if (Date.now() < until) setTimeout(() => lookAt(name, until), 100)
+  const input = field?.querySelector("input") ?? field?.querySelector("button")
+  field?.scrollIntoView({ block: "center" })
+  input?.focus({ preventScroll: true })
+  if ((!input || document.activeElement !== input) && Date.now() < until) setTimeout(() => lookAt(name, until), 100)
 }
 
 function show([bar, grid, said], news, open) {
