@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -28,35 +29,37 @@ from engine.run import Run, list_runs
 from tests.browser.conftest import QUIET, App, chromium
 
 SETTLE_S = 4.0  # after a page was opened, or closed
+TICKS = os.sysconf("SC_CLK_TCK")  # a second, in /proc
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of the run.
+    """A stretch of the run. Of the processor, seconds that were used in each second.
 
     Attributes:
         watched: whether the page was open.
         tokens_per_s: from the first step that ended in it to the last.
-        browser: seconds of processor time that the browser took, for each second; of all its processes.
-        server: the same of the app, training included.
+        app: training and server.
+        browser: all its processes.
+        elsewhere: whatever else the machine did; where that is not little, the paces say little.
     """
 
     watched: bool
     tokens_per_s: float
+    app: float
     browser: float
-    server: float
+    elsewhere: float
 
 
-def measure(folder: Path, *, seconds: float, repetitions: int, launcher: tuple[str, ...] = ()) -> Iterator[Segment]:
+def measure(folder: Path, *, seconds: float, repetitions: int) -> Iterator[Segment]:
     """Train, and look on every other while.
 
     Args:
         folder: an empty one, for the app's runs and corpora.
         seconds: of a segment.
         repetitions: of a segment without the page and one with it.
-        launcher: what Python is given in front of `-m streamlit`.
     """
-    app = App(folder, launcher)
+    app = App(folder)
     os.environ["LAB_RUNS"] = str(app.runs)
     try:
         with _open(app) as page:
@@ -101,60 +104,58 @@ def _segment(run: Run, app: App, page: Page | None, seconds: float) -> Segment:
     ended, used_then = time.time(), _used_s(app)
     wait(1.5)  # until the last step is on disk
     rows = run.metrics
-    when = rows.time.map(lambda time: time.timestamp())
-    rows = rows[(when >= began) & (when <= ended)]
+    rows = rows[rows.time.between(*(datetime.fromtimestamp(time, UTC) for time in (began, ended)))]
+    assert len(rows) > 1, "Hardly a step was done: take longer segments."
     first, last = rows.iloc[0], rows.iloc[-1]
     pace = (last.tokens - first.tokens) / (last.time - first.time).total_seconds()
-    browser, server = ((b - a) / (ended - began) for a, b in zip(used, used_then, strict=True))
-    return Segment(page is not None, pace, browser, server)
+    share = {name: (used_then[name] - used[name]) / (ended - began) for name in used}
+    return Segment(page is not None, pace, **share)
 
 
-def _used_s(app: App) -> tuple[float, float]:
-    """Processor time so far, in seconds: of everything that this process started but the app, and of the app."""
+def _used_s(app: App) -> dict[str, float]:
+    """Processor time so far, in seconds, as `Segment` divides it."""
     server = _family(app.process.pid)
-    return sum(map(_cpu_s, _family(os.getpid()) - server - {os.getpid()})), sum(map(_cpu_s, server))
+    mine = _family(os.getpid()) - server
+    parts = {"app": sum(map(_cpu_s, server)), "browser": sum(map(_cpu_s, mine - {os.getpid()}))}
+    user, nice, system, _idle, _wait, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:8])
+    all_of_it = (user + nice + system + sum(interrupts)) / TICKS
+    return parts | {"elsewhere": all_of_it - sum(parts.values()) - _cpu_s(os.getpid())}
 
 
 def _family(root: int) -> set[int]:
     """A process and all that descend from it."""
-    parents = {int(path.name): _stat(path.name)[1] for path in Path("/proc").iterdir() if path.name.isdecimal()}
+    parents = {int(path.name): int(_stat(path.name)[1]) for path in Path("/proc").iterdir() if path.name.isdecimal()}
     family = {root}
     while grown := {pid for pid, parent in parents.items() if parent in family} - family:
         family |= grown
     return family
 
 
-def _stat(pid: int | str) -> tuple[float, int]:
-    """Processor time of a process, in seconds, and its parent; zeros when it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0, 0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), int(fields[1])
-
-
 def _cpu_s(pid: int) -> float:
-    return _stat(pid)[0]
+    fields = _stat(pid)
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def _stat(pid: int | str) -> list[str]:
+    """What the kernel says of a process after its name: state, parent, and so on; zeros when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ["0"] * 13
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tokens per second with the page open and with it closed.")
     parser.add_argument("--seconds", type=float, default=40.0, help="of a segment (default: 40)")
     parser.add_argument("--repetitions", type=int, default=3, help="of both kinds of segment (default: 3)")
-    parser.add_argument("--trace", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    segments: list[Segment] = []
     with tempfile.TemporaryDirectory() as folder:
-        segments = []
-        for segment in measure(
-            Path(folder),
-            seconds=options.seconds,
-            repetitions=options.repetitions,
-            launcher=(options.trace,) if options.trace else (),
-        ):
+        for segment in measure(Path(folder), seconds=options.seconds, repetitions=options.repetitions):
             segments.append(segment)
             print(
                 f"{'watched ' if segment.watched else 'headless'} {segment.tokens_per_s:8,.0f} tok/s   processor: app "
-                f"{segment.server:.2f}, browser {segment.browser:.3f}",
+                f"{segment.app:.2f}, browser {segment.browser:.3f}, elsewhere {segment.elsewhere:.2f}",
                 flush=True,
             )
     ratios = [b.tokens_per_s / a.tokens_per_s for a, b in zip(segments[::2], segments[1::2], strict=True)]
