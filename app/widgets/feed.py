@@ -28,7 +28,7 @@ CHARTS_S = 2.0  # charts are sent at most as often as this,
 VISIBLE_PARTS = 500  # and when a curve has grown by this part, about a pixel,
 PATIENCE_S = 10.0  # or, after this time, at all
 
-# Streamlit gives it to pages only, and pages only to the hosts that it allows.
+# Pages get it through Streamlit, which speaks only to the hosts that it allows: a page elsewhere cannot ask.
 _TOKEN = secrets.token_urlsafe(16)
 
 
@@ -44,16 +44,17 @@ def about(shot: Snapshot, view: View) -> dict[str, Any] | None:
 def answer(request: Request) -> Response:
     """204 without news; 200 with numbers, and with charts when they would look different; 410 when the page is old."""
     ask = request.query_params
-    if not secrets.compare_digest(ask.get("token", ""), _TOKEN):
+    if not secrets.compare_digest(ask.get("token", "").encode(), _TOKEN.encode()):
         return Response(status_code=403)
     try:
         view = View(ask["x"], float(ask["smoothing"]), ask["log_x"] == "1", ask["log_y"] == "1")
+        known = view.x in AXES and 0 <= view.smoothing < 1
         step, age = int(ask["step"]), float(ask["age"])
         shot = snapshot(load_run(request.path_params["run_id"]))
     except (KeyError, ValueError, RunError):
         return Response(status_code=410)
     marks = _marks(shot)
-    if view.x not in AXES or marks["outline"] != ask.get("outline"):
+    if not known or marks["outline"] != ask.get("outline"):
         return Response(status_code=410)
     would_show = _would_show(marks["step"] - step, step, age)
     if marks["version"] == ask.get("version") and not would_show:
