@@ -146,7 +146,7 @@ def _add_validation(figure: Figure, curve: Curve, view: View, *, alone: bool) ->
     name = "validation" if alone else f"{curve.name}, validation"
     tint = PALETTE[(colour_number(curve.run_id) + (1 if alone else 0)) % len(PALETTE)]
     drawn = _line(x[chosen], measured[chosen], name, dict(color=tint, width=1, dash="dot"))
-    marker = dict(color=tint, size=8, symbol="diamond")
+    marker = dict(color=tint, size=8 if len(chosen) <= 40 else 5, symbol="diamond")
     legend = alone or "train" not in view.parts
     figure["data"] += [drawn | dict(mode="lines+markers", marker=marker, showlegend=legend)]
 
