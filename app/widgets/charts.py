@@ -146,7 +146,7 @@ def _add_validation(figure: Figure, curve: Curve, view: View, *, alone: bool) ->
     name = "validation" if alone else f"{curve.name}, validation"
     tint = PALETTE[(colour_number(curve.run_id) + (1 if alone else 0)) % len(PALETTE)]
     drawn = _line(x[chosen], measured[chosen], name, dict(color=tint, width=1, dash="dot"))
-    marker = dict(color=tint, size=8, symbol="diamond")
+    marker = dict(color=tint, size=8 if len(chosen) <= 40 else 5, symbol="diamond")
     legend = alone or "train" not in view.parts
     figure["data"] += [drawn | dict(mode="lines+markers", marker=marker, showlegend=legend)]
 
@@ -308,8 +308,8 @@ def _line(
     """A trace in SVG: on a machine without a GPU, WebGL takes the cores that train."""
     return dict(
         type="scatter",
-        x=[_short(value) for value in x.tolist()],
-        y=[_short(value) if math.isfinite(value) else None for value in y.tolist()],
+        x=short(x),
+        y=short(y),
         name=html.escape(name, quote=False),  # Plotly reads names as HTML
         mode="lines" if len(x) > 2 else "lines+markers",  # a single point has no line
         line=line,
@@ -319,9 +319,17 @@ def _line(
     )
 
 
-def _short(value: float) -> float:
-    """Six digits are more than a chart can show, and half the text to send."""
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+def short(values: NDArray[Any]) -> list[float | None]:
+    """Six digits are more than a chart can show, and half the text to send; None for what is not finite."""
+    if values.dtype.kind != "f":
+        return values.tolist()
+    finite = np.isfinite(values)
+    known = np.where(finite, values, 0.0)
+    place = 5 - np.floor(np.log10(np.abs(known), where=known != 0, out=np.zeros_like(known))).astype(int)
+    up, down = 10.0 ** np.clip(place, 0, 300), 10.0 ** np.clip(-place, 0, 300)  # one of them is 1
+    rounded = (np.round(known * up / down) / up * down).astype(object)
+    rounded[~finite] = None
+    return rounded.tolist()
 
 
 _HOVER = {"elapsed_s": "%{x:,.1f} s", "epoch": "epoch %{x:.3f}", "tokens": "%{x:,} tokens", "step": "step %{x:,}"}
@@ -369,25 +377,24 @@ def memory_figure(parts: Mapping[str, float], limits: Sequence[tuple[str, float]
             type="bar",
             orientation="h",
             y=["memory"],
-            x=[_short(size)],
+            x=short(np.array([size])),
             name=f"{name} {size:.2f}",
             marker=dict(color=PALETTE[number % len(PALETTE)]),
             hovertemplate=f"{name}: %{{x:.2f}} GiB<extra></extra>",
         )
-        for number, (name, size) in enumerate(parts.items())
-        if size > 0
+        for number, (name, size) in enumerate(part for part in parts.items() if part[1] > 0)
     ]
     here, *cards = limits
     above = [limit for _, limit in cards if limit > total]
     end = max(min(above, default=total), here[1] if here[1] < 2 * total else 0, total) * 1.08
-    shown = [limit for limit in limits if limit[1] <= end]
+    apart = [card for card in cards if abs(card[1] - here[1]) > end / 8 or here[1] > end]  # labels stand side by side
+    shown = [limit for limit in (here, *apart) if limit[1] <= end]
     for name, limit in shown:
-        colour = ALARM if name == here[0] else NEUTRAL
-        line = dict(color=colour, width=2 if name == here[0] else 1, dash="solid" if name == here[0] else "dot")
+        line = dict(color=ALARM, width=2) if name == here[0] else dict(color=NEUTRAL, width=1, dash="dot")
         layout["shapes"] += [dict(type="line", x0=limit, x1=limit, y0=0, y1=1, yref="paper", line=line)]
-        text = dict(text=name, showarrow=False, font=dict(color=colour, size=11), xanchor="right", yanchor="bottom")
-        layout["annotations"] += [dict(x=limit, y=0.86 if name == here[0] else 0.0, yref="paper", **text)]
-    layout["xaxis"] |= dict(range=[0, end], showgrid=False)
+    labels = [f'<span style="color:{ALARM}">{name}</span>' if name == here[0] else name for name, _ in shown]
+    ticks = dict(tickmode="array", tickvals=[limit for _, limit in shown], ticktext=labels, tickangle=0)
+    layout["xaxis"] |= ticks | dict(range=[0, end], showgrid=False, title=None)
     layout["yaxis"] |= dict(type="category", showgrid=False, showticklabels=False)
-    layout["legend"] |= dict(traceorder="normal")
+    layout["legend"] |= dict(traceorder="normal", title=dict(text="GiB"))
     return figure

@@ -4,8 +4,9 @@ import streamlit as st
 
 from app.widgets import charts, formats
 from app.widgets.charts import Curve
-from app.widgets.live import LOSS_MEANING, view_controls
+from app.widgets.live import view_controls
 from app.widgets.plot import plot
+from app.widgets.run_charts import LOSS_MEANING
 from app.widgets.snapshot import snapshot
 from engine.run import Run
 
