@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from engine.config import ModelConfig, TrainConfig
     from engine.errors import LabError
     from engine.generate import generate
-    from engine.run import Run, delete_run, list_runs, load_run
+    from engine.run import Run, list_runs, load_run
     from engine.start import branch_run, resume_run
     from engine.train import train
+    from engine.trash import restore_run, trash_run
 
 _PUBLIC = {
     "LabError": "engine.errors",
@@ -29,12 +30,13 @@ _PUBLIC = {
     "Run": "engine.run",
     "TrainConfig": "engine.config",
     "branch_run": "engine.start",
-    "delete_run": "engine.run",
     "generate": "engine.generate",
     "list_runs": "engine.run",
     "load_run": "engine.run",
+    "restore_run": "engine.trash",
     "resume_run": "engine.start",
     "train": "engine.train",
+    "trash_run": "engine.trash",
 }
 __all__ = [
     "LabError",
@@ -42,12 +44,13 @@ __all__ = [
     "Run",
     "TrainConfig",
     "branch_run",
-    "delete_run",
     "generate",
     "list_runs",
     "load_run",
+    "restore_run",
     "resume_run",
     "train",
+    "trash_run",
 ]
 
 

@@ -24,7 +24,8 @@ import pandas as pd
 from engine.checkpoint import Checkpoint, forget_after, list_checkpoints
 from engine.config import SETTINGS, TrainConfig, from_dict, to_dict
 from engine.errors import ConfigError, RunBusyError, RunError, storage_sentence
-from engine.files import FolderLock, read_json, remove_folder, remove_parts, remove_trash, write_json
+from engine.files import FolderLock, read_json, remove_parts, remove_trash, write_json
+from engine.labels import LABELS_FILE, read_labels
 from engine.metrics import METRICS, SAMPLES
 from engine.paths import runs_dir
 from engine.plan import Plan
@@ -69,8 +70,9 @@ class Run:
 
     @property
     def info(self) -> dict[str, Any]:
-        """`run.json`: id, name, notes, tags, state, config, parent, environment, progress; {} when it is damaged."""
-        return read_json(self.folder / "run.json") or {}
+        """`run.json` with the labels that people gave the run: id, name, notes, tags, starred, state, config, parent,
+        environment, progress. When `run.json` is damaged, only the labels are there."""
+        return (read_json(self.folder / "run.json") or {}) | read_labels(self.folder)
 
     @property
     def state(self) -> str:
@@ -131,7 +133,7 @@ class Run:
     @property
     def signature(self) -> tuple[Any, ...]:
         """Changes whenever there may be news in the run's state, metrics, samples or events; cheap to ask."""
-        files = [file_key(self.folder / name) for name in ("run.json", "events.jsonl")]
+        files = [file_key(self.folder / name) for name in ("run.json", LABELS_FILE, "events.jsonl")]
         tables: list[Signature] = [table_signature(self.folder, name) for name in ("metrics", "samples")]
         return (self.is_locked, *files, *tables)
 
@@ -188,10 +190,15 @@ def _parse_event(line: str) -> Event | None:
         return None
 
 
+def is_id(name: str) -> bool:
+    """Whether a run can have this name for its id: letters, digits, - and _, and never a path."""
+    return _ID.fullmatch(name) is not None
+
+
 def list_runs() -> list[Run]:
     """All runs, newest first. Folders without a `run.json` are foreign and left out."""
     try:
-        folders = [path for path in runs_dir().iterdir() if _ID.fullmatch(path.name) and (path / "run.json").exists()]
+        folders = [path for path in runs_dir().iterdir() if is_id(path.name) and (path / "run.json").exists()]
     except OSError:
         return []
     return [Run(path) for path in sorted(folders, key=lambda path: path.name, reverse=True)]
@@ -203,7 +210,7 @@ def load_run(run_id: str) -> Run:
     Raises:
         RunError: there is none; names that are no plain folder name, such as `../x`, are refused unread.
     """
-    if not _ID.fullmatch(run_id):
+    if not is_id(run_id):
         raise RunError(f"{run_id!r} is not the id of a run; ids look like 20261122-153012-nano-verdict-7f3a.")
     folder = runs_dir() / run_id
     if not (folder / "run.json").is_file():
@@ -211,27 +218,14 @@ def load_run(run_id: str) -> Run:
     return Run(folder)
 
 
-def delete_run(run_id: str) -> None:
-    """Delete a run and everything in it.
-
-    Raises:
-        RunError: there is none, it is being trained, or it cannot be deleted.
-    """
-    run = load_run(run_id)
-    lock = run_lock(run.folder)
-    try:
-        if not lock.acquire(patience_s=0.2):
-            raise RunError(f"Run {run_id} is being trained now. Stop it first, then delete it.")
-        remove_folder(run.folder)
-    except OSError as error:
-        raise RunError(f"Run {run_id} cannot be deleted. {storage_sentence(error, run.folder)}") from error
-    finally:
-        lock.release()
-
-
 def active_runs() -> list[Run]:
-    """The runs that some process is training now, newest first."""
-    return [run for run in list_runs() if run.is_locked and run.state in ACTIVE_STATES]
+    """The runs that some process is training now, newest first.
+
+    They are those that hold a device: what it costs to ask does not grow with the number of runs.
+    """
+    held = {FolderLock(path).note() for path in runs_dir().glob(".lock-*") if FolderLock(path).is_held()}
+    runs = [Run(runs_dir() / run_id) for run_id in sorted(held, reverse=True) if is_id(run_id)]
+    return [run for run in runs if run.is_locked and run.state in ACTIVE_STATES]
 
 
 class ActiveRun:

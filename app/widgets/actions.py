@@ -1,4 +1,4 @@
-"""What buttons do: start, resume, steer and delete runs through the engine, and say how it went."""
+"""What buttons do: start, resume and steer runs through the engine, and say how it went."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from app.widgets import formats
 from app.widgets.formats import plain
 from engine import session
 from engine.errors import LabError, RunBusyError
-from engine.run import delete_run
 
 PRETRAINING = "views/pretraining.py"
 
@@ -62,29 +61,3 @@ def steer(run_id: str, what: str) -> None:
         session.request(run_id, what)
     except LabError as error:  # it ended between the last tick and the click
         st.toast(plain(str(error)), icon=":material/info:")
-
-
-@st.dialog("Delete runs")
-def confirm_deletion(run_ids: list[str], names: list[str]) -> None:
-    """Ask, then delete."""
-    st.write("This deletes metrics, samples and checkpoints for good:" if run_ids else "")
-    for run_id, name in zip(run_ids, names, strict=True):
-        st.text(f"{name}  ({run_id})")
-    with st.container(horizontal=True):
-        if st.button("Delete", type="primary", icon=":material/delete:"):
-            _delete(run_ids)
-        if st.button("Cancel"):
-            st.rerun()
-
-
-def _delete(run_ids: list[str]) -> None:
-    refused = []
-    for run_id in run_ids:
-        try:
-            delete_run(run_id)
-        except LabError as error:
-            refused.append(str(error))
-    if not refused:
-        st.rerun()
-    for sentence in refused:
-        st.error(plain(sentence))

@@ -269,23 +269,6 @@ def test_the_form_says_what_a_run_would_wait_for(open_page: Open) -> None:
     assert page.button(key="get-ready-tinystories").label == "Download and prepare"
 
 
-def test_runs_lists_and_lays_over_each_other(open_page: Open, make_run: Make) -> None:
-    make_run(DONE, name="A")
-    make_run(OTHER, name="B")
-    page = open_page("runs")
-    expect_sound(page)
-    table = page.dataframe[0].value
-    assert list(table.name) == ["B", "A"]  # the newest first
-    assert list(table["training loss"]) == pytest.approx([5.7, 5.7])
-    assert list(table.state) == ["completed", "completed"]
-
-
-def test_runs_without_runs_leads_to_a_first_one(open_page: Open) -> None:
-    page = open_page("runs")
-    assert "There is no run yet" in texts(page)
-    assert not page.dataframe
-
-
 def test_the_form_estimates_memory_and_time_and_says_its_command(open_page: Open) -> None:
     page = open_page("pretraining")
     shown = texts(page)
