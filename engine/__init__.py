@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from engine.compare import Comparison, compare
     from engine.config import ModelConfig, TrainConfig
     from engine.errors import LabError
     from engine.generate import generate
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
     from engine.train import train
 
 _PUBLIC = {
+    "Comparison": "engine.compare",
     "LabError": "engine.errors",
     "ModelConfig": "engine.config",
     "Run": "engine.run",
     "TrainConfig": "engine.config",
     "branch_run": "engine.start",
+    "compare": "engine.compare",
     "delete_run": "engine.run",
     "generate": "engine.generate",
     "list_runs": "engine.run",
@@ -37,11 +40,13 @@ _PUBLIC = {
     "train": "engine.train",
 }
 __all__ = [
+    "Comparison",
     "LabError",
     "ModelConfig",
     "Run",
     "TrainConfig",
     "branch_run",
+    "compare",
     "delete_run",
     "generate",
     "list_runs",
