@@ -20,16 +20,16 @@ from app.widgets.charts import (
     PALETTE,
     Figure,
     View,
-    _add_rungs,
-    _figure,
-    _line,
-    _mark_not_finite,
-    _plain_figure,
-    _say_if_empty,
+    add_rungs,
     colour,
     colour_number,
+    empty_figure,
+    mark_not_finite,
+    plain_figure,
+    say_if_empty,
     smooth,
     thin,
+    trace,
 )
 from engine.history import History
 
@@ -74,7 +74,7 @@ MEASURES = {
 
 
 @dataclass(frozen=True)
-class Curve:
+class RunCurve:
     """What is drawn of a run: at most so many points.
 
     Attributes:
@@ -91,7 +91,7 @@ class Curve:
     not_finite: NDArray[Any]
 
 
-def curve(rows: History, column: str, view: View, runs: int = 1) -> Curve:
+def run_curve(rows: History, column: str, view: View, runs: int = 1) -> RunCurve:
     """A run's curve; of a branch from its parent's last step on, where it begins at its parent's value.
 
     Args:
@@ -114,7 +114,7 @@ def curve(rows: History, column: str, view: View, runs: int = 1) -> Curve:
     val = rows["val_loss"][first:] if column == "train_loss" else np.empty(0)
     measured = np.flatnonzero(np.isfinite(val))
     measured = measured[thin(x[measured], val[measured], most)] if len(measured) > most else measured
-    return Curve(x[chosen], raw[chosen], smoothed[chosen], x[measured], val[measured], x[~np.isfinite(raw)][:10])
+    return RunCurve(x[chosen], raw[chosen], smoothed[chosen], x[measured], val[measured], x[~np.isfinite(raw)][:10])
 
 
 def most_points(runs: int) -> int:
@@ -124,7 +124,7 @@ def most_points(runs: int) -> int:
 
 
 def overlay_figure(
-    curves: Mapping[str, Curve],
+    curves: Mapping[str, RunCurve],
     names: Mapping[str, str],
     column: str,
     view: View,
@@ -140,24 +140,24 @@ def overlay_figure(
         rungs: of the loss ladder that all of the runs share.
     """
     measure = MEASURES[column]
-    figure = _figure(view, measure.unit)
+    figure = empty_figure(view, measure.unit)
     dashes = dict(zip(curves, _dashes(curves), strict=True))
     with_train = column != "train_loss" or "train" in view.parts
     for run_id, drawn in curves.items():
         style = _Style(run_id, _short(names[run_id], len(curves)), dashes[run_id], len(curves))
         if with_train:
             figure["data"] += _trained(drawn, style, measure, with_raw=measure.smoothed and view.smoothing > 0)
-            _mark_not_finite(figure, drawn.not_finite)
+            mark_not_finite(figure, drawn.not_finite)
         if column == "train_loss" and "val" in view.parts:
             figure["data"] += [_validated(drawn, style, measure, with_train=with_train)]
     if column == "train_loss":
-        _add_rungs(figure, rungs)
+        add_rungs(figure, rungs)
     figure["layout"]["uirevision"] += f" {column}"
     figure["layout"]["yaxis"]["showspikes"] = False  # the line at the cursor is for x, which all runs share
     figure["layout"]["legend"] |= dict(groupclick="togglegroup", tracegroupgap=0, maxheight=LEGEND_HEIGHT)
     if len(curves) > 4:
         figure["layout"]["legend"] |= dict(entrywidth=250, font=dict(size=11))
-    return _say_if_empty(figure)
+    return say_if_empty(figure)
 
 
 @dataclass(frozen=True)
@@ -177,23 +177,23 @@ class _Style:
         return {} if self.alone else {"legendgroup": self.run_id}
 
 
-def _trained(drawn: Curve, style: _Style, measure: Measure, *, with_raw: bool) -> list[dict[str, Any]]:
+def _trained(drawn: RunCurve, style: _Style, measure: Measure, *, with_raw: bool) -> list[dict[str, Any]]:
     tint = colour(style.run_id)
     is_loss = measure.column == "train_loss"
     name = "training" if style.alone and is_loss else style.name
     lines = []
     if with_raw and style.runs <= MOST_WITH_RAW:
-        faint = _line(drawn.x, drawn.raw, f"{name}, raw", dict(color=tint, width=1), opacity=0.35, showlegend=False)
+        faint = trace(drawn.x, drawn.raw, f"{name}, raw", dict(color=tint, width=1), opacity=0.35, showlegend=False)
         lines += [faint | style.group if style.alone else _silent(faint | style.group)]
     line = dict(color=tint, width=2, dash=style.dash)
-    lines += [_line(drawn.x, drawn.smoothed, name, line, hover=measure.hover, showlegend=True) | style.group]
+    lines += [trace(drawn.x, drawn.smoothed, name, line, hover=measure.hover, showlegend=True) | style.group]
     return lines
 
 
-def _validated(drawn: Curve, style: _Style, measure: Measure, *, with_train: bool) -> dict[str, Any]:
+def _validated(drawn: RunCurve, style: _Style, measure: Measure, *, with_train: bool) -> dict[str, Any]:
     name = "validation" if style.alone else f"{style.name}, validation"
     tint = PALETTE[(colour_number(style.run_id) + (1 if style.alone else 0)) % len(PALETTE)]
-    line = _line(drawn.val_x, drawn.val, name, dict(color=tint, width=1, dash="dot"), hover=measure.hover)
+    line = trace(drawn.val_x, drawn.val, name, dict(color=tint, width=1, dash="dot"), hover=measure.hover)
     line |= dict(mode="lines+markers", marker=dict(color=tint, size=8 if style.runs <= 4 else 6, symbol="diamond"))
     line |= dict(showlegend=style.alone or not with_train) | style.group
     return _silent(line) if with_train and style.runs > MOST_WITH_ALL_HOVER else line
@@ -230,14 +230,14 @@ def scatter_figure(
         names: of the runs, by id.
     """
     is_number = pd.api.types.is_numeric_dtype(points["x"])
-    figure = _plain_figure(x_title, y_title, log_x=log_x and is_number, log_y=log_y)
+    figure = plain_figure(x_title, y_title, log_x=log_x and is_number, log_y=log_y)
     figure["layout"] |= dict(hovermode="closest", showlegend=False)
     figure["layout"]["uirevision"] = f"{x_title} {y_title} {log_x} {log_y}"
     if not is_number:
         figure["layout"]["xaxis"]["type"] = "category"
     points = points.dropna()
     if points.empty:
-        return _say_if_empty(figure)
+        return say_if_empty(figure)
     figure["data"] = [
         dict(
             type="scatter",

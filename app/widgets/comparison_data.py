@@ -11,7 +11,7 @@ from typing import Any
 
 from app.widgets import snapshot
 from app.widgets.charts import View
-from app.widgets.comparison_charts import Curve, curve, overlay_figure
+from app.widgets.comparison_charts import RunCurve, overlay_figure, run_curve
 from engine.compare import Comparison, compare
 from engine.corpora.ladder import cached_ladder
 from engine.errors import RunError
@@ -100,10 +100,10 @@ def overlay(chosen: Choice, column: str, view: View, rungs: Rungs) -> str:
 
 
 @lru_cache(maxsize=256)
-def _curve(states: tuple[State, ...], column: str, x: str, smoothing: float, runs: int) -> Curve:
+def _curve(states: tuple[State, ...], column: str, x: str, smoothing: float, runs: int) -> RunCurve:
     run_id = states[0][0].name
     rows = history(run_id, _load(states), dict.fromkeys([x, column, "val_loss"]))
-    return curve(rows, column, View(x=x, smoothing=smoothing), runs)
+    return run_curve(rows, column, View(x=x, smoothing=smoothing), runs)
 
 
 def shared_rungs(chosen: Choice) -> Rungs:

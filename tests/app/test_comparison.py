@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from streamlit.testing.v1 import AppTest
 
 from app.widgets import comparison, comparison_data
 from app.widgets.charts import MAX_POINTS, View, colour, smooth
-from app.widgets.comparison_charts import MEASURES, Curve, curve, overlay_figure, scatter_figure
+from app.widgets.comparison_charts import MEASURES, RunCurve, overlay_figure, run_curve, scatter_figure
 from app.widgets.comparison_data import choice, overlay, shared_rungs
 from engine.config import TrainConfig, to_dict
 from engine.history import History
 from engine.run import load_run
+from tests.many_rows import memory_mib, views, write_runs
 
 Make = Callable[..., Path]
 
@@ -35,7 +37,7 @@ def rows(steps: range, losses: list[float], own: int = 0, **columns: Any) -> His
     return History(base | {"val_loss": np.full(len(at), np.nan)} | columns, own)
 
 
-def overlaid(curves: dict[str, Curve], column: str = "train_loss", view: View | None = None, rungs=()) -> go.Figure:
+def overlaid(curves: dict[str, RunCurve], column: str = "train_loss", view: View | None = None, rungs=()) -> go.Figure:
     """Plotly's own figure refuses what it does not know, and JSON what is no number."""
     figure = overlay_figure(curves, NAMES, column, view or View(), rungs)
     json.dumps(figure, allow_nan=False)
@@ -47,7 +49,7 @@ def overlaid(curves: dict[str, Curve], column: str = "train_loss", view: View | 
 
 def test_a_branch_begins_at_its_parents_value_and_step() -> None:
     losses = [9.0] * 40 + [5.0] * 10
-    drawn = curve(rows(range(1, 51), losses, own=40), "train_loss", View(smoothing=0.9))
+    drawn = run_curve(rows(range(1, 51), losses, own=40), "train_loss", View(smoothing=0.9))
     assert drawn.x.tolist() == list(range(40, 51))
     assert drawn.raw[0] == 9.0 and drawn.raw[1] == 5.0
     assert drawn.smoothed == pytest.approx(smooth(pd.Series(losses), 0.9).to_numpy()[39:])  # goes on from its parent's
@@ -55,48 +57,48 @@ def test_a_branch_begins_at_its_parents_value_and_step() -> None:
 
 @pytest.mark.parametrize("x", ["tokens", "elapsed_s"])
 def test_a_branch_begins_at_its_own_tokens_and_time(x: str) -> None:
-    drawn = curve(rows(range(1, 51), [5.0] * 50, own=40), "train_loss", View(x=x))
+    drawn = run_curve(rows(range(1, 51), [5.0] * 50, own=40), "train_loss", View(x=x))
     assert drawn.x[0] == {"tokens": 40 * 64, "elapsed_s": 20.0}[x]
 
 
 def test_a_branch_on_another_text_does_not_go_back_in_epochs() -> None:
     epochs = np.array([1.0, 2.0, 3.0, 0.5, 1.0])
-    drawn = curve(rows(range(1, 6), [5.0] * 5, own=3, epoch=epochs), "train_loss", View(x="epoch"))
+    drawn = run_curve(rows(range(1, 6), [5.0] * 5, own=3, epoch=epochs), "train_loss", View(x="epoch"))
     assert drawn.x.tolist() == [0.5, 1.0]
 
 
 def test_validation_is_drawn_where_it_was_measured_and_never_smoothed() -> None:
     val = np.array([np.nan, 8.0, np.nan, 6.0])
-    drawn = curve(rows(range(1, 5), [9.0, 8.0, 7.0, 6.0], val_loss=val), "train_loss", View(smoothing=0.9))
+    drawn = run_curve(rows(range(1, 5), [9.0, 8.0, 7.0, 6.0], val_loss=val), "train_loss", View(smoothing=0.9))
     assert drawn.val_x.tolist() == [2, 4] and drawn.val.tolist() == [8.0, 6.0]
-    other = curve(rows(range(1, 5), [9.0] * 4, val_loss=val, grad_norm=np.ones(4)), "grad_norm", View())
+    other = run_curve(rows(range(1, 5), [9.0] * 4, val_loss=val, grad_norm=np.ones(4)), "grad_norm", View())
     assert len(other.val) == 0
 
 
 def test_what_changes_by_plan_is_not_smoothed() -> None:
     rate = np.array([1.0, 2.0, 3.0])
     history = rows(range(1, 4), [1.0] * 3, learning_rate=rate, tokens_per_s=rate)
-    assert curve(history, "learning_rate", View(smoothing=0.9)).smoothed.tolist() == [1.0, 2.0, 3.0]
-    assert curve(history, "tokens_per_s", View(smoothing=0.9)).smoothed[2] != 3.0
+    assert run_curve(history, "learning_rate", View(smoothing=0.9)).smoothed.tolist() == [1.0, 2.0, 3.0]
+    assert run_curve(history, "tokens_per_s", View(smoothing=0.9)).smoothed[2] != 3.0
 
 
 def test_many_long_runs_are_few_points() -> None:
     losses = np.random.default_rng(0).normal(5, 1, 50_000)
     losses[31_234] = 40.0
     history = rows(range(1, 50_001), losses.tolist())
-    alone, among = curve(history, "train_loss", View()), curve(history, "train_loss", View(), runs=50)
+    alone, among = run_curve(history, "train_loss", View()), run_curve(history, "train_loss", View(), runs=50)
     assert len(alone.x) <= MAX_POINTS and 40.0 in alone.raw
     assert len(among.x) <= 300
 
 
 def test_a_run_without_rows_yet_is_no_error() -> None:
-    figure = overlaid({A: curve(rows(range(0), []), "train_loss", View())})
+    figure = overlaid({A: run_curve(rows(range(0), []), "train_loss", View())})
     assert [note.text for note in figure.layout.annotations] == ["nothing measured yet"]
 
 
 # ------------------------------------------------------------------------------------------------ the figure
 
-CURVE = curve(
+CURVE = run_curve(
     rows(range(1, 5), [4.0, 3.0, 2.0, 1.0], val_loss=np.array([np.nan, 3.5, np.nan, 2.5])), "train_loss", View()
 )
 
@@ -285,3 +287,16 @@ def test_damaged_runs_are_compared_as_far_as_they_can_be_read(runs: list[str], m
     for table in ("Results", "Settings", "Setting against result", "Samples"):
         show(A, folder.name, table=table)
         show(folder.name, table=table)
+
+
+def test_many_rows_are_redrawn_quickly_and_nothing_piles_up(folders: Path) -> None:
+    """`python tests/many_rows.py` measures it in full: ten runs of a million rows each."""
+    ids = write_runs(folders / "runs", 3, 200_000)
+    took, held = [], []
+    for address in views(12):
+        began = time.perf_counter()
+        show(*ids, **address)
+        took.append(time.perf_counter() - began)
+        held.append(memory_mib())
+    assert sorted(took)[len(took) // 2] < 1.0
+    assert held[-1] - held[5] < 50
