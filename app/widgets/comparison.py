@@ -11,11 +11,13 @@ from app.widgets import comparison_samples, comparison_tables, formats
 from app.widgets.chart_files import chart_files
 from app.widgets.charts import AXES, View
 from app.widgets.comparison_charts import MEASURES
-from app.widgets.comparison_data import Choice, choice, overlay, problems, shared_rungs
+from app.widgets.comparison_data import choice, overlay, problems, shared_rungs
+from app.widgets.guard import guard
 from app.widgets.live import LOSS_MEANING, PANELS
 from app.widgets.plot import plot
 from engine.run import Run
 
+TICK_S = 2.0  # while a chosen run trains
 _LOSSES = {"both": ("train", "val"), "training": ("train",), "validation": ("val",)}
 _TABS = {
     "Results": comparison_tables.results,
@@ -27,9 +29,10 @@ _TABS = {
 
 def comparison(chosen: list[Run]) -> None:
     """The chosen runs against each other; one alone is shown likewise."""
-    runs = choice(chosen)
     column, view = _controls()
-    _chart(runs, column, view)
+    active = _are_active(chosen)
+    st.fragment(_chart, run_every=TICK_S if active else None)(chosen, active, column, view)
+    runs = choice(chosen)
     for tab, draw in zip(st.tabs(list(_TABS), key="table", bind="query-params"), _TABS.values(), strict=True):
         if tab.open:
             with tab:
@@ -75,8 +78,17 @@ def _buttons(title: str, words: dict[str, str], default: str, *, key: str) -> st
     return chosen or default
 
 
-def _chart(runs: Choice, column: str, view: View) -> None:
-    """The curves of all runs over each other."""
+def _are_active(runs: list[Run]) -> bool:
+    """Whether one of them is being trained."""
+    return any(run.is_locked for run in runs)
+
+
+@guard()
+def _chart(chosen: list[Run], was_active: bool, column: str, view: View) -> None:
+    """The curves of all runs over each other; it grows while one of them trains."""
+    if _are_active(chosen) != was_active:
+        st.rerun()  # the tables below are new too
+    runs = choice(chosen)
     rungs = shared_rungs(runs)
     meaning = LOSS_MEANING if column == "train_loss" else PANELS[column][3]
     with st.container(key="overlay"):

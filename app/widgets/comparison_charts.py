@@ -37,7 +37,7 @@ MOST_WITH_RAW = 6  # runs; of more the raw lines would hide each other
 MOST_WITH_ALL_HOVER = 8  # runs whose validation losses have room in the box beside the cursor
 POINTS = 24_000  # of a chart: what a browser draws without a wait
 LEAST_POINTS = 150  # of a line
-LEGEND_HEIGHT = 88  # pixels: four rows; a longer legend scrolls
+LEGEND_HEIGHT = 80  # pixels: four rows; a longer legend scrolls
 LONGEST_NAME = 34  # characters, in a legend of many runs
 
 Numbers = NDArray[np.float64]

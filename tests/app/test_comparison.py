@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from app.widgets import comparison, comparison_data
@@ -22,7 +23,7 @@ from app.widgets.comparison_charts import MEASURES, RunCurve, overlay_figure, ru
 from app.widgets.comparison_data import choice, overlay, shared_rungs
 from engine.config import TrainConfig, to_dict
 from engine.history import History
-from engine.run import load_run
+from engine.run import load_run, run_lock
 from tests.many_rows import memory_mib, views, write_runs
 
 Make = Callable[..., Path]
@@ -268,6 +269,22 @@ def test_a_change_in_a_run_is_drawn_and_a_redraw_reads_nothing(runs: list[str], 
     info = json.loads((load_run(A).folder / "run.json").read_text())
     (load_run(A).folder / "run.json").write_text(json.dumps(info | {"name": "renamed"}))
     assert '"renamed"' in overlay(choice([load_run(i) for i in runs]), "train_loss", View(), ())
+
+
+def test_a_run_in_training_is_followed_and_a_finished_one_is_not(
+    runs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every: list[float | None] = []
+    fragment = st.fragment
+    monkeypatch.setattr(st, "fragment", lambda f, run_every=None: every.append(run_every) or fragment(f))
+    show(*runs)
+    lock = run_lock(load_run(B).folder)
+    assert lock.acquire()
+    try:
+        show(*runs)
+    finally:
+        lock.release()
+    assert every == [None, comparison.TICK_S]
 
 
 def test_rungs_are_shown_when_all_share_their_texts(runs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
