@@ -193,8 +193,9 @@ def _trained(drawn: RunCurve, style: _Style, measure: Measure, *, with_raw: bool
 def _validated(drawn: RunCurve, style: _Style, measure: Measure, *, with_train: bool) -> dict[str, Any]:
     name = "validation" if style.alone else f"{style.name}, validation"
     tint = PALETTE[(colour_number(style.run_id) + (1 if style.alone else 0)) % len(PALETTE)]
+    size = 8 if style.runs <= 4 and len(drawn.val) <= 40 else 5
     line = trace(drawn.val_x, drawn.val, name, dict(color=tint, width=1, dash="dot"), hover=measure.hover)
-    line |= dict(mode="lines+markers", marker=dict(color=tint, size=8 if style.runs <= 4 else 6, symbol="diamond"))
+    line |= dict(mode="lines+markers", marker=dict(color=tint, size=size, symbol="diamond"))
     line |= dict(showlegend=style.alone or not with_train) | style.group
     return _silent(line) if with_train and style.runs > MOST_WITH_ALL_HOVER else line
 
