@@ -80,7 +80,7 @@ class RunCurve:
     Attributes:
         x, raw, smoothed: of the measured column, (points,) each.
         val_x, val: the validation losses where they were measured; empty for another column than the loss.
-        not_finite: where the value was not a number.
+        not_finite: where the value was not a number, or, of what is not measured at every step, missing.
     """
 
     x: NDArray[Any]
@@ -147,7 +147,7 @@ def overlay_figure(
         style = _Style(run_id, _short(names[run_id], len(curves)), dashes[run_id], len(curves))
         if with_train:
             figure["data"] += _trained(drawn, style, measure, with_raw=measure.smoothed and view.smoothing > 0)
-            mark_not_finite(figure, drawn.not_finite)
+            mark_not_finite(figure, drawn.not_finite if column == "train_loss" else np.empty(0))
         if column == "train_loss" and "val" in view.parts:
             figure["data"] += [_validated(drawn, style, measure, with_train=with_train)]
     if column == "train_loss":

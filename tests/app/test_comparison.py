@@ -141,6 +141,14 @@ def test_rungs_belong_to_the_loss_alone() -> None:
     assert not overlaid({A: CURVE}, "grad_norm", rungs=rungs).layout.shapes
 
 
+def test_a_loss_that_was_no_number_is_marked_and_a_missing_value_is_not() -> None:
+    history = rows(range(1, 4), [3.0, np.nan, 2.0], memory_gib=np.array([1.0, np.nan, 1.0]))
+    loss = overlaid({A: run_curve(history, "train_loss", View())})
+    assert [shape.x0 for shape in loss.layout.shapes] == [2]
+    memory = overlaid({A: run_curve(history, "memory_gib", View())}, "memory_gib")
+    assert not memory.layout.shapes and memory.data[0].y == (1.0, None, 1.0)
+
+
 def test_a_scatter_has_a_point_for_each_run_that_was_measured() -> None:
     points = pd.DataFrame({"x": [1.0, 2.0, 3.0], "y": [4.0, np.nan, 5.0]}, index=[A, B, C])
     (drawn,) = go.Figure(scatter_figure(points, NAMES, "Batch", "Loss", log_x=True, log_y=False)).data
