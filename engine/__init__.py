@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from engine.compare import Comparison, compare
     from engine.config import ModelConfig, TrainConfig
     from engine.errors import LabError
     from engine.generate import generate
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
     from engine.trash import restore_run, trash_run
 
 _PUBLIC = {
+    "Comparison": "engine.compare",
     "LabError": "engine.errors",
     "ModelConfig": "engine.config",
     "Run": "engine.run",
     "TrainConfig": "engine.config",
     "branch_run": "engine.start",
+    "compare": "engine.compare",
     "generate": "engine.generate",
     "list_runs": "engine.run",
     "load_run": "engine.run",
@@ -39,11 +42,13 @@ _PUBLIC = {
     "trash_run": "engine.trash",
 }
 __all__ = [
+    "Comparison",
     "LabError",
     "ModelConfig",
     "Run",
     "TrainConfig",
     "branch_run",
+    "compare",
     "generate",
     "list_runs",
     "load_run",

@@ -147,8 +147,8 @@ def _outcome(shot: Snapshot) -> None:
         st.caption(f":material/warning: {formats.plain(problem)}")
 
 
-def view_controls(key: str, *, parts: bool = False) -> View:
-    """How to look at curves: axes, smoothing and, for several runs, which losses."""
+def view_controls(key: str) -> View:
+    """How to look at curves: axes and smoothing."""
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         names = list(AXES)
         x = st.segmented_control(
@@ -160,13 +160,6 @@ def view_controls(key: str, *, parts: bool = False) -> View:
             key=f"{key}-x",
             persist_state="session",
         )
-        shown = ("train", "val")
-        if parts:
-            shown = _PARTS[
-                st.segmented_control(
-                    "Loss", list(_PARTS), default="Both", required=True, key=f"{key}-parts", persist_state="session"
-                )
-            ]
         smoothing = st.slider(
             "Smoothing",
             0.0,
@@ -181,7 +174,4 @@ def view_controls(key: str, *, parts: bool = False) -> View:
         )
         log_x = st.toggle("Log x", key=f"{key}-log-x", persist_state="session")
         log_y = st.toggle("Log y", key=f"{key}-log-y", persist_state="session")
-    return View(x or "step", smoothing, log_x, log_y, shown)
-
-
-_PARTS = {"Both": ("train", "val"), "Training": ("train",), "Validation": ("val",)}
+    return View(x or "step", smoothing, log_x, log_y)

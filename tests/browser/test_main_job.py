@@ -160,7 +160,7 @@ def test_start_watch_reload_steer_compare(app: App, page: Page) -> None:
     wait_for(lambda: len(list(app.runs.glob("*/run.json"))) == 2)
     expect_state(page, "completed")
     page.goto("/runs")
-    expect(page.get_by_test_id("stDataFrame")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_test_id("stDataFrame").first).to_be_visible(timeout=SLOW)
     wait_for(lambda: points(page) > 0, say="The newest run's curve is not shown.")
     lines = page.evaluate("document.querySelector('.lab-plot').data.length")
     choose_rows(page, 1)
