@@ -136,7 +136,7 @@ class Run:
             lines = (self.folder / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return []
-        return [event for line in lines if (event := _parse_event(line))]
+        return [event for line in lines if (event := parse_event(line))]
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
@@ -174,7 +174,8 @@ def read_config(values: Any, run_id: str) -> TrainConfig:
         ) from error
 
 
-def _parse_event(line: str) -> Event | None:
+def parse_event(line: str) -> Event | None:
+    """The event in a line of `events.jsonl`; None when it is torn or foreign."""
     try:
         value = json.loads(line)
         return Event(str(value["time"]), int(value["step"]), str(value["kind"]), str(value["message"]))
@@ -185,10 +186,15 @@ def _parse_event(line: str) -> Event | None:
 def list_runs() -> list[Run]:
     """All runs, newest first. Folders without a `run.json` are foreign and left out."""
     try:
-        folders = [path for path in runs_dir().iterdir() if _ID.fullmatch(path.name) and (path / "run.json").exists()]
+        folders = [path for path in runs_dir().iterdir() if is_run_id(path.name) and (path / "run.json").exists()]
     except OSError:
         return []
     return [Run(path) for path in sorted(folders, key=lambda path: path.name, reverse=True)]
+
+
+def is_run_id(text: str) -> bool:
+    """Whether it can be the id of a run, which is also the name of its folder."""
+    return _ID.fullmatch(text) is not None
 
 
 def load_run(run_id: str) -> Run:
@@ -197,7 +203,7 @@ def load_run(run_id: str) -> Run:
     Raises:
         RunError: there is none; names that are no plain folder name, such as `../x`, are refused unread.
     """
-    if not _ID.fullmatch(run_id):
+    if not is_run_id(run_id):
         raise RunError(f"{run_id!r} is not the id of a run; ids look like 20261122-153012-nano-verdict-7f3a.")
     folder = runs_dir() / run_id
     if not (folder / "run.json").is_file():

@@ -1,4 +1,4 @@
-"""As a command: `python -m engine.runs list|show|delete`. The library's functions are in `engine.run`."""
+"""As a command: `python -m engine.runs list|show|delete|import`. The library's functions are in `engine.run`."""
 
 import sys
 

@@ -1,10 +1,11 @@
-"""`python -m engine.runs list|show|delete`: what is in the folder of runs."""
+"""`python -m engine.runs list|show|delete|import`: what is in the folder of runs."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from engine.cli.common import DONE, FAILED, duration, run_command
@@ -15,8 +16,8 @@ from engine.run import Run, delete_run, list_runs, load_run
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m engine.runs", description="List, show and delete runs.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list|show|delete")
+    parser = argparse.ArgumentParser(prog="python -m engine.runs", description="List, show, delete and import runs.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list|show|delete|import")
     listing = commands.add_parser("list", help="all runs, newest first")
     listing.add_argument("--json", action="store_true", help="print JSON")
     show = commands.add_parser("show", help="everything about one run")
@@ -25,8 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
     delete = commands.add_parser("delete", help="delete runs and all their files")
     delete.add_argument("runs", metavar="RUN", nargs="+")
     delete.add_argument("--yes", action="store_true", help="do not ask")
+    taking = commands.add_parser("import", help="runs from archives that `python -m engine.export` made")
+    taking.add_argument("files", metavar="FILE", nargs="+", type=Path)
     options = parser.parse_args(arguments)
-    body = {"list": _list, "show": _show, "delete": _delete}[options.command]
+    body = {"list": _list, "show": _show, "delete": _delete, "import": _import}[options.command]
     return run_command(lambda: body(options))
 
 
@@ -119,6 +122,19 @@ def _delete(options: argparse.Namespace) -> int:
         try:
             delete_run(run.id)
             print(f"Deleted {run.id}.")
+        except LabError as error:
+            print(error, file=sys.stderr)
+            code = FAILED
+    return code
+
+
+def _import(options: argparse.Namespace) -> int:
+    from engine.archive import import_archive
+
+    code = DONE
+    for file in options.files:
+        try:
+            print(f"Imported {import_archive(file).id}.")
         except LabError as error:
             print(error, file=sys.stderr)
             code = FAILED

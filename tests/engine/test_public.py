@@ -130,7 +130,7 @@ FLOORS = [
     {"tokenizer", "data", "loss", "metrics", "tables", "environment", "optimizer", "checkpoint", "curves", "branching"},
     {"corpora", "model", "plan", "tensorboard"},
     {"memory", "run", "diagnosis"},
-    {"start", "exercises", "pace", "recipes", "fit"},
+    {"start", "exercises", "pace", "recipes", "fit", "archive", "archive_checks"},
     {"step"},
     {"evaluate", "generate", "hf"},
     {"train"},
