@@ -23,7 +23,7 @@ import pandas as pd
 
 from engine.checkpoint import Checkpoint, forget_after, list_checkpoints
 from engine.config import SETTINGS, TrainConfig, from_dict, to_dict
-from engine.errors import ConfigError, RunBusyError, RunError, storage_sentence
+from engine.errors import CheckpointError, ConfigError, RunBusyError, RunError, storage_sentence
 from engine.files import FolderLock, read_json, remove_folder, remove_parts, remove_trash, write_json
 from engine.metrics import METRICS, SAMPLES
 from engine.paths import runs_dir
@@ -229,6 +229,29 @@ def delete_run(run_id: str) -> None:
         lock.release()
 
 
+def delete_checkpoint(run_id: str, step: int) -> None:
+    """Delete one checkpoint of a run; its log says so.
+
+    Raises:
+        RunError: there is no such run, it is being trained, or the checkpoint cannot be deleted.
+        CheckpointError: it is not there.
+    """
+    run = load_run(run_id)
+    lock = run_lock(run.folder)
+    try:
+        if not lock.acquire(patience_s=0.2):
+            raise RunError(f"Run {run_id} is being trained now. Stop it first, then delete the checkpoint.")
+        found = [checkpoint for checkpoint in run.checkpoints if checkpoint.step == step]
+        if not found:
+            raise CheckpointError(f"Run {run_id} has no checkpoint at step {step} any more.")
+        remove_folder(found[0].path)
+        _append_event(run.folder, Event(now(), step, "deleted", f"Deleted the checkpoint at step {step}."))
+    except OSError as error:
+        raise RunError(f"The checkpoint cannot be deleted. {storage_sentence(error, run.folder)}") from error
+    finally:
+        lock.release()
+
+
 def active_runs() -> list[Run]:
     """The runs that some process is training now, newest first."""
     return [run for run in list_runs() if run.is_locked and run.state in ACTIVE_STATES]
@@ -369,11 +392,7 @@ class ActiveRun:
 
     def event(self, kind: str, message: str, step: int | None = None) -> None:
         """Append to the run's log."""
-        line = json.dumps(dataclasses.asdict(Event(now(), self.step if step is None else step, kind, message)))
-        path = self.folder / "events.jsonl"
-        torn = path.exists() and not path.read_bytes().endswith(b"\n")  # by a disk that was full
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n" * torn + line + "\n")
+        _append_event(self.folder, Event(now(), self.step if step is None else step, kind, message))
 
     def flush(self) -> None:
         """Put everything that was logged on disk now, for example before something that takes long."""
@@ -411,6 +430,13 @@ class ActiveRun:
         what = min(asked, key=lambda entry: entry[0][1])[1]  # by the time it was written
         (self.folder / f"request-{what}.json").unlink(missing_ok=True)
         return what
+
+
+def _append_event(folder: Path, event: Event) -> None:
+    path = folder / "events.jsonl"
+    torn = path.exists() and not path.read_bytes().endswith(b"\n")  # by a disk that was full
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * torn + json.dumps(dataclasses.asdict(event)) + "\n")
 
 
 def _finite(value: Any) -> Any:

@@ -4,6 +4,7 @@ import streamlit as st
 
 from app.widgets import actions
 from app.widgets.comparison import comparison
+from app.widgets.import_run import import_run
 from app.widgets.run_table import run_table
 from app.widgets.snapshot import snapshot
 from engine.run import Run, list_runs
@@ -15,7 +16,7 @@ def act_on(chosen: list[Run]) -> None:
     one = shots[0] if len(shots) == 1 else None
     with st.container(horizontal=True):
         if st.button("Open", icon=":material/open_in_new:", type="primary", disabled=one is None) and one:
-            actions.show_run(one.run.id)
+            actions.open_run(one.run.id)
         can_resume = one is not None and one.resume_step is not None
         if st.button("Resume", icon=":material/play_arrow:", disabled=not can_resume) and one:
             actions.resume(one.run.id)
@@ -26,6 +27,7 @@ def act_on(chosen: list[Run]) -> None:
 
 
 st.title("Runs", anchor=False)
+import_run()
 runs = list_runs()
 if runs:
     st.caption("Choose rows on the left to compare their losses.")
