@@ -52,7 +52,7 @@ else:
         with new:
             config_form()
     run_view(run)
-    actions.details_link(run.id, "Everything about this run: checkpoints, lineage, downloads")
+    actions.details_link(run.id, "Everything about this run: checkpoints, playground, lineage, downloads")
 if "run" not in st.query_params and (run is None or not run.is_locked):
     follow(run.id if run else "")
 elif run is not None:

@@ -5,6 +5,7 @@ import streamlit as st
 from app.widgets import actions, formats, run_parts
 from app.widgets.formats import plain
 from app.widgets.live import run_view
+from app.widgets.playground import playground
 from app.widgets.run_checkpoints import checkpoints
 from app.widgets.run_exports import exports
 from app.widgets.run_lineage import lineage
@@ -12,7 +13,7 @@ from app.widgets.snapshot import Snapshot, snapshot
 from engine.errors import RunError
 from engine.run import Run, load_run
 
-PARTS = {"Checkpoints": checkpoints, "Lineage": lineage, "Take along": exports}
+PARTS = {"Checkpoints": checkpoints, "Playground": playground, "Lineage": lineage, "Take along": exports}
 
 
 def chosen_run() -> Run | None:

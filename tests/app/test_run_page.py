@@ -22,7 +22,7 @@ from tests.app.test_pages import Make, Open, expect_sound, press, texts
 PARENT = "20261122-153012-nano-verdict-0001"
 CHILD = "20261122-153013-nano-verdict-0002"
 GRANDCHILD = "20261122-153014-nano-verdict-0003"
-PARTS = ("Overview", "Checkpoints", "Lineage", "Take along")
+PARTS = ("Overview", "Checkpoints", "Playground", "Lineage", "Take along")
 
 
 @pytest.fixture
