@@ -1,6 +1,6 @@
 """A run as one file that another lab can import: a zip of what its folder holds, and of nothing else.
 
-    run.json  events.jsonl  metrics.parquet  samples.parquet
+    run.json  labels.json  events.jsonl  metrics.parquet  samples.parquet
     checkpoints/step-000400/model.safetensors  optimizer.safetensors  state.json  manifest.json
 
 Whoever made an archive may have meant harm. Its names are compared with the names above and never used as paths; its
@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from engine import archive_checks as checks
 from engine.checkpoint import FILES, Checkpoint, list_checkpoints, verify
 from engine.errors import CheckpointError, RunError, storage_sentence
-from engine.files import fsync_folder, write_json
+from engine.files import fsync_folder, read_json, write_json
 from engine.metrics import METRICS, SAMPLES
 from engine.paths import runs_dir
 from engine.run import Run, now, run_lock
@@ -43,6 +43,7 @@ MOST_BYTES = 200 * 2**30  # of all files together, unpacked
 MOST_TIMES = 100  # an archive unpacks to at most this many times its own size, beyond a few MiB; tensors hardly shrink
 _PLAIN = {  # the files of a run beside its checkpoints, and the most bytes each may have
     "run.json": 4 * MIB,
+    "labels.json": MIB,  # what people say about it: name, note, tags
     "events.jsonl": 64 * MIB,
     "metrics.parquet": 1024 * MIB,
     "samples.parquet": 256 * MIB,
@@ -81,6 +82,8 @@ def write_archive(run: Run, path: Path, steps: Collection[int] | None = None) ->
     found, left_out = _sound_checkpoints(run, steps)  # before the tables: these then hold the steps of all of them
     with zipfile.ZipFile(path, "w") as archive:
         _add_text(archive, "run.json", json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+        if labels := read_json(run.folder / "labels.json"):
+            _add_text(archive, "labels.json", json.dumps(labels, indent=2, ensure_ascii=False) + "\n")
         _add_text(archive, "events.jsonl", "".join(json.dumps(vars(event)) + "\n" for event in run.events))
         for name, schema in (("metrics", METRICS), ("samples", SAMPLES)):
             sink = pa.BufferOutputStream()
@@ -293,6 +296,8 @@ def _copy(source: IO[bytes], target: IO[bytes], limit: int) -> None:
 def _adopt(folder: Path) -> Run:
     """Check what was unpacked and make it a run by one rename."""
     checks.check_info(info := checks.read_strictly(folder / "run.json"))
+    if (folder / "labels.json").exists():
+        checks.read_strictly(folder / "labels.json")
     if (folder / "events.jsonl").exists():
         checks.check_events(folder / "events.jsonl")
     checks.check_tables(folder)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from engine.checkpoint import FILES, list_checkpoints, verify
 from engine.errors import CheckpointError, RunError
 from engine.metrics import METRICS, SAMPLES
-from engine.run import SCHEMA_VERSION, STATES, is_run_id, parse_event, read_config
+from engine.run import SCHEMA_VERSION, STATES, is_id, parse_event, read_config
 
 MOST_ROWS = 5_000_000  # of a table; nano takes weeks for as many steps on a CPU
 MOST_TEXT = 256 * 2**20  # bytes of all samples together
@@ -100,7 +100,7 @@ def check_info(info: dict[str, Any]) -> None:
         raise RunError(f"its run.json is not of version {SCHEMA_VERSION}, which this lab reads")
     _check_kinds(info, _INFO, required=True)
     _check_kinds(info, _INFO_OR_NULL, required=False)
-    if not is_run_id(info["id"]):
+    if not is_id(info["id"]):
         raise RunError("the id in its run.json is not the id of a run")
     if info["state"] not in STATES:
         raise RunError("the state in its run.json is none that a run can have")

@@ -183,18 +183,18 @@ def parse_event(line: str) -> Event | None:
         return None
 
 
+def is_id(name: str) -> bool:
+    """Whether a run can have this name for its id: letters, digits, - and _, and never a path."""
+    return _ID.fullmatch(name) is not None
+
+
 def list_runs() -> list[Run]:
     """All runs, newest first. Folders without a `run.json` are foreign and left out."""
     try:
-        folders = [path for path in runs_dir().iterdir() if is_run_id(path.name) and (path / "run.json").exists()]
+        folders = [path for path in runs_dir().iterdir() if is_id(path.name) and (path / "run.json").exists()]
     except OSError:
         return []
     return [Run(path) for path in sorted(folders, key=lambda path: path.name, reverse=True)]
-
-
-def is_run_id(text: str) -> bool:
-    """Whether it can be the id of a run, which is also the name of its folder."""
-    return _ID.fullmatch(text) is not None
 
 
 def load_run(run_id: str) -> Run:
@@ -203,7 +203,7 @@ def load_run(run_id: str) -> Run:
     Raises:
         RunError: there is none; names that are no plain folder name, such as `../x`, are refused unread.
     """
-    if not is_run_id(run_id):
+    if not is_id(run_id):
         raise RunError(f"{run_id!r} is not the id of a run; ids look like 20261122-153012-nano-verdict-7f3a.")
     folder = runs_dir() / run_id
     if not (folder / "run.json").is_file():

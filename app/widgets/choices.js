@@ -37,12 +37,13 @@ function fill(tip, { show, id, p, drawn, best }) {
 }
 
 function place(tip, target, outer) {
-  const place = target.getClientRects()[0]
+  const word = target.getClientRects()[0] // its first line
   const frame = outer.getBoundingClientRect()
   tip.hidden = false
-  const left = Math.min(place.left - frame.left, frame.width - tip.offsetWidth)
+  const left = Math.min(word.left - frame.left, frame.width - tip.offsetWidth)
   tip.style.left = `${Math.max(0, left)}px`
-  tip.style.top = `${place.bottom - frame.top + 4}px`
+  const above = word.bottom + tip.offsetHeight + 8 > innerHeight && word.top > tip.offsetHeight
+  tip.style.top = `${above ? word.top - frame.top - tip.offsetHeight - 4 : word.bottom - frame.top + 4}px`
 }
 
 export default function ({ data, parentElement }) {

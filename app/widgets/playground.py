@@ -45,7 +45,7 @@ def playground(shot: Snapshot) -> None:
 
 
 def _settings(temperature: float, top_k: int) -> tuple[int, dict[str, Any]]:
-    with st.grid("auto", min_column_width=140, gap="small"):
+    with st.grid("auto", min_column_width=120, gap="small"):
         length = st.number_input("Tokens", 1, MOST_TOKENS, 200, key="play-length", help="How many to generate.")
         how = {
             "temperature": st.number_input(

@@ -97,6 +97,7 @@ def make_run() -> Run:
     active.log_sample({"step": 4, "prompt": "It", "text": " was\u2028\n<b>"})
     active.event("warning", "One line\u2028or two.")
     active.close()
+    (active.folder / "labels.json").write_text('{"name": "Mine <b>", "tags": ["a"]}')
     contents = Contents({"w": torch.arange(3.0)}, {"m": torch.zeros(2)}, {"position": 3})
     save(active.folder, contents, {"step": 3, "train_loss": 7.0}, {})
     return active.reader
@@ -122,6 +123,7 @@ def test_a_run_in_segments_comes_back_and_a_second_time_under_a_fresh_id(made: R
         assert run.state == "interrupted" and not run.is_locked
         pd.testing.assert_frame_equal(run.metrics, made.metrics)
         pd.testing.assert_frame_equal(run.samples, made.samples)
+        assert read_json(run.folder / "labels.json") == {"name": "Mine <b>", "tags": ["a"]}
         assert run.events == made.events and weights_hash(run) == weights_hash(made)
     assert {path.name for path in made.folder.parent.iterdir()} >= {second.id, third.id}
     assert not list(made.folder.parent.glob(".import-*"))
@@ -419,6 +421,11 @@ def test_a_text_repeated_into_gigabytes(good: Files, tmp_path: Path, refused: An
     started = time.monotonic()
     refused(pack({**good, "samples.parquet": content}, tmp_path / "bad.zip"), "more text than 256 MiB")
     assert time.monotonic() - started < 20
+
+
+def test_labels_that_are_none(good: Files, tmp_path: Path, refused: Any) -> None:
+    for content in (b"[]", b'{"name": NaN}', pickle.dumps(Evil())):
+        refused(pack({**good, "labels.json": content}, tmp_path / "bad.zip"), "its labels.json is no JSON")
 
 
 def test_events_that_are_none(good: Files, tmp_path: Path, refused: Any) -> None:
