@@ -55,7 +55,7 @@ def _runs(setup: Setup, found: dict[str, Run]) -> None:
                 st.markdown(plain(planned.name), width="content")
             else:
                 run_parts.state_badge(snapshot(run).state)
-                actions.details_link(run.id, planned.name)
+                actions.run_link(run.id, planned.name)
             words = [f"{label(name).lower()} {value}" for name, value in planned.settings.items() if name in SETTINGS]
             st.caption(plain(", ".join(words)), width="content")
 
