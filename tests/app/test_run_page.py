@@ -189,3 +189,12 @@ def test_runs_offers_to_import(with_runs: bool, open_page: Open, make_run: Make)
     page = press(open_page("runs"), "Import a run …")
     expect_sound(page)
     assert "everything in it is checked" in texts(page)
+
+
+def test_use_these_settings_leads_to_the_form(open_page: Open, make_run: Make) -> None:
+    make_run(PARENT, requested={"batch_size": 3})
+    page = press(open_page("run", id=PARENT), "Use these settings")
+    expect_sound(page)
+    assert page.title[0].value == "Pretraining"
+    assert page.number_input(key="setting-batch_size").value == 3
+    assert open_page("run", id=PARENT).title[0].value == "Run"
