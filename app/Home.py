@@ -44,6 +44,7 @@ def draw() -> None:
             st.Page("views/exercises.py", title="Exercises", icon=":material/school:", url_path="exercises"),
             st.Page("views/corpora.py", title="Corpora", icon=":material/menu_book:", url_path="corpora"),
             st.Page("views/runs.py", title="Runs", icon=":material/stacked_line_chart:", url_path="runs"),
+            st.Page("views/run.py", title="Run", icon=":material/show_chart:", url_path="run", visibility="hidden"),
         ],
         position="top",
     )

@@ -23,8 +23,8 @@ import pandas as pd
 
 from engine.checkpoint import Checkpoint, forget_after, list_checkpoints
 from engine.config import SETTINGS, TrainConfig, from_dict, to_dict
-from engine.errors import ConfigError, RunBusyError, RunError, storage_sentence
-from engine.files import FolderLock, read_json, remove_parts, remove_trash, write_json
+from engine.errors import CheckpointError, ConfigError, RunBusyError, RunError, storage_sentence
+from engine.files import FolderLock, read_json, remove_folder, remove_parts, remove_trash, write_json
 from engine.labels import LABELS_FILE, read_labels
 from engine.metrics import METRICS, SAMPLES
 from engine.paths import runs_dir
@@ -144,7 +144,7 @@ class Run:
             lines = (self.folder / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return []
-        return [event for line in lines if (event := _parse_event(line))]
+        return [event for line in lines if (event := parse_event(line))]
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
@@ -182,7 +182,8 @@ def read_config(values: Any, run_id: str) -> TrainConfig:
         ) from error
 
 
-def _parse_event(line: str) -> Event | None:
+def parse_event(line: str) -> Event | None:
+    """The event in a line of `events.jsonl`; None when it is torn or foreign."""
     try:
         value = json.loads(line)
         return Event(str(value["time"]), int(value["step"]), str(value["kind"]), str(value["message"]))
@@ -216,6 +217,29 @@ def load_run(run_id: str) -> Run:
     if not (folder / "run.json").is_file():
         raise RunError(f"There is no run {run_id} in {runs_dir()}.")
     return Run(folder)
+
+
+def delete_checkpoint(run_id: str, step: int) -> None:
+    """Delete one checkpoint of a run; its log says so.
+
+    Raises:
+        RunError: there is no such run, it is being trained, or the checkpoint cannot be deleted.
+        CheckpointError: it is not there.
+    """
+    run = load_run(run_id)
+    lock = run_lock(run.folder)
+    try:
+        if not lock.acquire(patience_s=0.2):
+            raise RunError(f"Run {run_id} is being trained now. Stop it first, then delete the checkpoint.")
+        found = [checkpoint for checkpoint in run.checkpoints if checkpoint.step == step]
+        if not found:
+            raise CheckpointError(f"Run {run_id} has no checkpoint at step {step} any more.")
+        remove_folder(found[0].path)
+        _append_event(run.folder, Event(now(), step, "deleted", f"Deleted the checkpoint at step {step}."))
+    except OSError as error:
+        raise RunError(f"The checkpoint cannot be deleted. {storage_sentence(error, run.folder)}") from error
+    finally:
+        lock.release()
 
 
 def active_runs() -> list[Run]:
@@ -367,11 +391,7 @@ class ActiveRun:
 
     def event(self, kind: str, message: str, step: int | None = None) -> None:
         """Append to the run's log."""
-        line = json.dumps(dataclasses.asdict(Event(now(), self.step if step is None else step, kind, message)))
-        path = self.folder / "events.jsonl"
-        torn = path.exists() and not path.read_bytes().endswith(b"\n")  # by a disk that was full
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n" * torn + line + "\n")
+        _append_event(self.folder, Event(now(), self.step if step is None else step, kind, message))
 
     def flush(self) -> None:
         """Put everything that was logged on disk now, for example before something that takes long."""
@@ -409,6 +429,13 @@ class ActiveRun:
         what = min(asked, key=lambda entry: entry[0][1])[1]  # by the time it was written
         (self.folder / f"request-{what}.json").unlink(missing_ok=True)
         return what
+
+
+def _append_event(folder: Path, event: Event) -> None:
+    path = folder / "events.jsonl"
+    torn = path.exists() and not path.read_bytes().endswith(b"\n")  # by a disk that was full
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * torn + json.dumps(dataclasses.asdict(event)) + "\n")
 
 
 def _finite(value: Any) -> Any:

@@ -10,6 +10,7 @@ from app.widgets.comparison import comparison
 from app.widgets.deletion import delete_button, deletion_notice, trash
 from app.widgets.formats import plain
 from app.widgets.guard import guard
+from app.widgets.import_run import import_run
 from app.widgets.run_filters import all_tags, clear_filters, run_filters
 from app.widgets.run_labels import label_form, star_button
 from app.widgets.run_table import run_table
@@ -49,7 +50,7 @@ def act_on(chosen: Sequence[Summary], sound: Sequence[Run]) -> None:
     one = sound[0] if len(chosen) == len(sound) == 1 else None
     with st.container(horizontal=True):
         if st.button("Open", icon=":material/open_in_new:", type="primary", disabled=one is None) and one:
-            actions.show_run(one.id)
+            actions.open_run(one.id)
         can_resume = one is not None and snapshot(one).resume_step is not None
         if st.button("Resume", icon=":material/play_arrow:", disabled=not can_resume) and one:
             actions.resume(one.id)
@@ -84,6 +85,7 @@ def follow(before: list[str]) -> None:
 
 
 st.title("Runs", anchor=False)
+import_run()
 runs = list_summaries()
 chosen = chosen_ids(runs)
 active = [run.id for run in active_runs()]

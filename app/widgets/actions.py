@@ -15,6 +15,7 @@ from engine import session
 from engine.errors import LabError, RunBusyError
 
 PRETRAINING = "views/pretraining.py"
+RUN = "views/run.py"
 
 
 def launch(start: Callable[[], str]) -> None:
@@ -45,6 +46,21 @@ def run_link(run_id: str, label: str, icon: str = ":material/arrow_forward:") ->
         st.html(f'<a class="lab-link" href="?run={quote(run_id)}" target="_self">{escape(label)} →</a>')
     else:
         st.page_link(PRETRAINING, label=formats.plain(label), icon=icon, query_params={"run": run_id})
+
+
+def open_run(run_id: str) -> NoReturn:
+    """Go to the page with everything about a run."""
+    st.switch_page(RUN, query_params={"id": run_id})
+
+
+def run_address(run_id: str) -> str:
+    """The address of that page, for plain links."""
+    return f"run?id={quote(run_id)}"
+
+
+def details_link(run_id: str, label: str, icon: str = ":material/arrow_forward:") -> None:
+    """A link to that page, from another one."""
+    st.page_link(RUN, label=formats.plain(label), icon=icon, query_params={"id": run_id})
 
 
 def resume(run_id: str) -> None:

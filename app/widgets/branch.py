@@ -33,7 +33,7 @@ def _dialog(shot: Snapshot, checkpoints: list[Checkpoint]) -> None:
         "it is; to go on with it unchanged, close this and press Resume."
     )
     by_step = {checkpoint.step: checkpoint for checkpoint in reversed(checkpoints)}
-    step = st.selectbox("Checkpoint", list(by_step), format_func=lambda s: _describe(by_step[s]), key="branch-step")
+    step = st.selectbox("Checkpoint", list(by_step), format_func=lambda s: describe(by_step[s]), key="branch-step")
     changes = ask_changes(shot.run.config, key="branch")
     if not changes:
         st.caption("Choose settings to change above.")
@@ -48,7 +48,10 @@ def _dialog(shot: Snapshot, checkpoints: list[Checkpoint]) -> None:
             st.error(plain(str(error)), icon=":material/error:")
 
 
-def _describe(checkpoint: Checkpoint) -> str:
+def describe(checkpoint: Checkpoint) -> str:
+    """A checkpoint in one line: step, losses, size, when; or what is wrong with it."""
+    if checkpoint.problem:
+        return f"step {checkpoint.step:,} · damaged: {checkpoint.problem}"
     progress = checkpoint.progress
     parts = [f"step {checkpoint.step:,}", f"training loss {formats.loss(progress.get('train_loss'))}"]
     if progress.get("val_step") == checkpoint.step:

@@ -86,6 +86,7 @@ def _reuse(run: Run) -> None:
     """Open the form of a new run with what was asked for in this one."""
     fill(settings_of(run))
     st.session_state[f"new-run-{run.id}"] = True
+    st.session_state["reused"] = run.id  # the page of a run goes to that form
 
 
 def _reuse_at(run: Run) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from engine.cli.common import DONE, FAILED, duration, run_command
 from engine.config import SETTINGS
@@ -19,7 +20,7 @@ from engine.trash import empty_trash, list_trash, restore_run, trash_run
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m engine.runs", description="List, label and delete runs.")
+    parser = argparse.ArgumentParser(prog="python -m engine.runs", description="List, label, delete and import runs.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(body: Callable[[argparse.Namespace], int], name: str, what: str) -> argparse.ArgumentParser:
@@ -51,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     trash = command(_trash, "trash", "what is in the trash")
     trash.add_argument("--empty", action="store_true", help="delete it for good")
     trash.add_argument("--yes", action="store_true", help="do not ask")
+    taking = command(_import, "import", "runs from archives that `python -m engine.export` made")
+    taking.add_argument("files", metavar="FILE", nargs="+", type=Path)
     options = parser.parse_args(arguments)
     return run_command(lambda: options.body(options))
 
@@ -191,3 +194,16 @@ def _trash(options: argparse.Namespace) -> int:
                 return DONE
         print(f"Deleted for good: {empty_trash([trashed.entry for trashed in trash])}.")
     return DONE
+
+
+def _import(options: argparse.Namespace) -> int:
+    from engine.archive import import_archive
+
+    code = DONE
+    for file in options.files:
+        try:
+            print(f"Imported {import_archive(file).id}.")
+        except LabError as error:
+            print(error, file=sys.stderr)
+            code = FAILED
+    return code
