@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         kind = kinds.add_parser(name, help=help, allow_abbrev=False)
         kind.add_argument("--json", action="store_true", help="print JSON")
-        kind.add_argument("--seconds", type=_seconds, default=10.0, help="how long to measure (default: 10)")
+        kind.add_argument(
+            "--seconds", type=_seconds, default=10.0, help="how long to measure, of watch each segment (10)"
+        )
         if name in ("train", "memory"):
             add_setting_flags(kind)
         if name == "tokenize":
@@ -108,13 +110,16 @@ def _tokenize(options: argparse.Namespace) -> int:
 def _watch(options: argparse.Namespace) -> int:
     from engine.bench.watch import measure_watching
 
-    speed = measure_watching(options.seconds)
+    cost = measure_watching(options.seconds)
     if options.json:
-        return _json(**asdict(speed), ratio=speed.ratio)
-    print("nano on this machine, trained by the app:")
-    print(f"  {speed.alone:12,.0f} tokens/s with no page open")
-    print(f"  {speed.watched:12,.0f} tokens/s with the Pretraining page open in a browser")
-    print(f"  {speed.ratio:12.1%} of it")
+        return _json(segments=[asdict(segment) for segment in cost.segments], ratios=cost.ratios, ratio=cost.ratio)
+    print("nano, trained by the app on this machine; seconds of the processor that were used in each second:")
+    for segment in cost.segments:
+        print(
+            f"  {segment.tokens_per_s:10,.0f} tokens/s {'with the page open' if segment.watched else 'alone':<18}   "
+            f"app {segment.app:.2f}, browser {segment.browser:.3f}, elsewhere {segment.elsewhere:.2f}"
+        )
+    print(f"  {cost.ratio:10.1%} of the pace is left while the page is open (limit: 95%)")
     return DONE
 
 

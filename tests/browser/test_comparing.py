@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import App
+from engine.bench.browser import App
 from tests.browser.test_main_job import choose_rows, no_traceback, wait_for
 from tests.many_rows import write_run
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page, expect
 
+from engine.bench.browser import App
 from engine.run import ActiveRun
-from tests.browser.conftest import App
 from tests.browser.test_main_job import SLOW, expect_state, no_traceback, points, wait_for
 from tests.written_run import log_steps, written_run
 

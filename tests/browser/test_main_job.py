@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Page, expect
 
+from engine.bench.browser import App
+from engine.paths import PROJECT
 from engine.run import Run
-from tests.browser.conftest import PROJECT, App
 
 FIRST_POINT_S = 5.0  # on two cores that do nothing else; the test allows three times that
 SLOW = 120_000  # ms; a slow or busy machine is no failure

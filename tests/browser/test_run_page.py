@@ -12,13 +12,13 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from engine.archive import write_archive
+from engine.bench.browser import App
 from engine.checkpoint import Contents, save
 from engine.config import TrainConfig, to_dict
 from engine.generate import load_model, prompt_ids, stream_choices
 from engine.model import GPT
 from engine.run import Run
 from engine.start import new_run
-from tests.browser.conftest import App
 from tests.browser.test_main_job import SLOW, no_traceback, wait_for
 
 pytestmark = pytest.mark.timeout(300)

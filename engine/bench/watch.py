@@ -1,18 +1,14 @@
 """What watching costs: the pace of one training with the Pretraining page open in a real browser, and with it closed.
 
-    python tests/watching.py         # three times 40 s of each, about five minutes; leave the machine alone meanwhile
-
 One run of `nano` (batch 4, fp32, CPU) is started in the app and goes on through all segments; in a segment without the
 page there is no browser at all. The pace is what the run's metrics say: tokens between two steps by the time they took.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,12 +17,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from playwright.sync_api import Page, sync_playwright
 
-from engine.run import Run, list_runs
-from tests.browser.conftest import QUIET, App, chromium
+from engine.bench.browser import QUIET, App, chromium
+from engine.errors import LabError
+from engine.run import Run
 
 SETTLE_S = 4.0  # after a page was opened, or closed
 TICKS = os.sysconf("SC_CLK_TCK")  # a second, in /proc
@@ -51,20 +46,44 @@ class Segment:
     elsewhere: float
 
 
-def measure(folder: Path, *, seconds: float, repetitions: int) -> Iterator[Segment]:
-    """Train, and look on every other while.
+@dataclass(frozen=True)
+class WatchingCost:
+    """All segments, one without the page and one with it in turn."""
+
+    segments: tuple[Segment, ...]
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Watched pace over unwatched, of each pair."""
+        pairs = zip(self.segments[::2], self.segments[1::2], strict=True)
+        return tuple(watched.tokens_per_s / alone.tokens_per_s for alone, watched in pairs)
+
+    @property
+    def ratio(self) -> float:
+        """Their mean."""
+        return statistics.mean(self.ratios)
+
+
+def measure_watching(seconds: float = 40.0, repetitions: int = 3) -> WatchingCost:
+    """Train in the app, and look on every other while; leave the machine alone meanwhile.
 
     Args:
-        folder: an empty one, for the app's runs and corpora.
         seconds: of a segment.
         repetitions: of a segment without the page and one with it.
+
+    Raises:
+        LabError: there is no Chromium, or hardly a step was done.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        return WatchingCost(tuple(_segments(Path(folder), seconds, repetitions)))
+
+
+def _segments(folder: Path, seconds: float, repetitions: int) -> Iterator[Segment]:
     app = App(folder)
-    os.environ["LAB_RUNS"] = str(app.runs)
     try:
         with _open(app) as page:
             _start_a_long_run(page)
-        (run,) = list_runs()
+        (run,) = (Run(path.parent) for path in app.runs.glob("*/run.json"))
         for _ in range(repetitions):
             yield _segment(run, app, None, seconds)
             with _open(app) as page:
@@ -105,7 +124,8 @@ def _segment(run: Run, app: App, page: Page | None, seconds: float) -> Segment:
     wait(1.5)  # until the last step is on disk
     rows = run.metrics
     rows = rows[rows.time.between(*(datetime.fromtimestamp(time, UTC) for time in (began, ended)))]
-    assert len(rows) > 1, "Hardly a step was done: take longer segments."
+    if len(rows) < 2:
+        raise LabError("Hardly a step was done: measure for longer (--seconds).")
     first, last = rows.iloc[0], rows.iloc[-1]
     pace = (last.tokens - first.tokens) / (last.time - first.time).total_seconds()
     share = {name: (used_then[name] - used[name]) / (ended - began) for name in used}
@@ -142,25 +162,3 @@ def _stat(pid: int | str) -> list[str]:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ["0"] * 13
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Tokens per second with the page open and with it closed.")
-    parser.add_argument("--seconds", type=float, default=40.0, help="of a segment (default: 40)")
-    parser.add_argument("--repetitions", type=int, default=3, help="of both kinds of segment (default: 3)")
-    options = parser.parse_args()
-    segments: list[Segment] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for segment in measure(Path(folder), seconds=options.seconds, repetitions=options.repetitions):
-            segments.append(segment)
-            print(
-                f"{'watched ' if segment.watched else 'headless'} {segment.tokens_per_s:8,.0f} tok/s   processor: app "
-                f"{segment.app:.2f}, browser {segment.browser:.3f}, elsewhere {segment.elsewhere:.2f}",
-                flush=True,
-            )
-    ratios = [b.tokens_per_s / a.tokens_per_s for a, b in zip(segments[::2], segments[1::2], strict=True)]
-    print(f"watched / headless: {', '.join(f'{ratio:.3f}' for ratio in ratios)}; mean {statistics.mean(ratios):.3f}")
-
-
-if __name__ == "__main__":
-    main()
