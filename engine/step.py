@@ -171,6 +171,7 @@ def build(plan: Plan, text: Text, *, initialize: bool = True, team: Team = SOLO)
     torch.manual_seed(config.seed)  # dropout; nothing else in the process may draw from the global generator
     device = torch.device(config.device)
     if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         torch.cuda.set_device(device)  # of this thread: events and collectives go by it
         if torch.cuda.current_stream() == torch.cuda.default_stream():
             torch.cuda.set_stream(torch.cuda.Stream())  # of this thread: the default stream cannot be recorded

@@ -24,7 +24,7 @@ os.environ["LAB_RUNS"] = tempfile.mkdtemp(prefix="grid-")
 
 import torch
 
-from engine import TrainConfig, resume_run, train
+from engine import TrainConfig, branch_run, resume_run, train
 from engine.control import Control
 from engine.errors import LabError
 from engine.model import GPT
@@ -116,6 +116,19 @@ def resume_difference(**settings: Any) -> dict[str, Any]:
     return {**settings, "stopped_at": step, "saved": saved, "largest_difference": float(differences.max())}
 
 
+def switched(before: str, after: str) -> dict[str, Any]:
+    """A branch that goes on with another `compile`, beside the run that went on as it was."""
+    config = config_for("nano", precision="bf16", compile=before, save_every=20)
+    whole = train(config)
+    branch = branch_run(whole.id, 20, {"compile": after})
+    other = train(branch.config, branch)
+    there = whole.metrics.train_loss[whole.metrics.step > 20].to_numpy()
+    difference = float(abs(other.metrics.train_loss.to_numpy() - there).max())
+    for finished in (whole, other):
+        discard(finished.id)
+    return {"before": before, "after": after, "largest_difference": difference}
+
+
 def non_finite(optimizer: str) -> dict[str, Any]:
     """Make the loss NaN at step 8: the run must fail there, with its weights untouched by it."""
     config = config_for("nano", optimizer=optimizer, compile="off")  # a recorded step would not call `loss` again
@@ -167,10 +180,12 @@ def main() -> None:
         "steps": STEPS,
         "resume": kept["resume"]
         + [resume_difference(precision=p, optimizer=o) for p in options.precisions for o in OPTIMIZERS],
+        "compile": [resume_difference(precision=p, compile=how) for p in ("fp32", "bf16") for how in ("off", "on")],
+        "switched": [switched(before, after) for before, after in (("off", "on"), ("on", "off"), ("off", "auto"))],
         "non_finite": [non_finite(o) for o in OPTIMIZERS],
         "grid": kept["grid"],
     }
-    for line in [*results["resume"], *results["non_finite"]]:
+    for line in [*results["resume"], *results["compile"], *results["switched"], *results["non_finite"]]:
         print(line, flush=True)
     axes = (options.presets, options.precisions, OPTIMIZERS, ("sdpa", "manual"), (False, True))
     for preset, precision, optimizer, attention, checkpointing in itertools.product(*axes):
@@ -187,7 +202,7 @@ def main() -> None:
         results["grid"].append(row)
         shown = [v for k, v in row.items() if k != "train_loss"]
         print(*shown, row["train_loss"][0], row["train_loss"][-1], flush=True)
-    options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(os.environ["LAB_RUNS"], ignore_errors=True)
 
 

@@ -140,7 +140,8 @@ def prepared(config: TrainConfig) -> step.TrainState:
     GPT.initialize = constant_weights  # type: ignore[method-assign]
     plan = make_plan(config, len(tokens), len(tokens))
     threads = dataclasses.replace(plan.config, threads=8)
-    run = SimpleNamespace(config=threads, plan=dataclasses.replace(plan, config=threads), start_from=None)
+    plan = dataclasses.replace(plan, config=threads)
+    run = SimpleNamespace(config=threads, plan=plan, start_from=None, keeps_text=True, keeps_optimizer=True)
     return step.prepare(cast(ActiveRun, run))
 
 

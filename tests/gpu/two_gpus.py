@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import psutil
 
 from engine.paths import PROJECT
-from engine.run import Run, delete_run, list_runs
+from engine.run import Run, list_runs
 
 SINGLE = [sys.executable, "-m", "engine.train"]
 DOUBLE = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "engine.train"]
@@ -72,7 +72,7 @@ def throughput(options: argparse.Namespace) -> dict[str, Any]:
     for name, launcher in (("one", SINGLE), ("two", DOUBLE)):
         done = run(launcher, **common(options), max_steps=options.steps, batch_size=options.batch_size)
         found |= {f"{name}_tokens_per_s": round(rate(done)), f"{name}_gib": float(done.metrics.memory_gib.max())}
-        delete_run(done.id)
+        shutil.rmtree(done.folder)
     return found | {"ratio": round(found["two_tokens_per_s"] / found["one_tokens_per_s"], 3)}
 
 
@@ -88,7 +88,7 @@ def same_losses(options: argparse.Namespace) -> dict[str, Any]:
             grad_accum_steps=passes,
         )
         curves.append(done.metrics.train_loss)
-        delete_run(done.id)
+        shutil.rmtree(done.folder)
     return {
         "steps": options.steps,
         "largest_difference": float((curves[0] - curves[1]).abs().max()),
@@ -113,7 +113,7 @@ def exact_resume(options: argparse.Namespace, optimizer: str) -> dict[str, Any]:
         "largest_difference": float((whole.metrics.train_loss - losses).abs().max()),
         "same_weights": digest(whole) == weights,
     }
-    delete_run(whole.id)
+    shutil.rmtree(whole.folder)
     return found
 
 
@@ -138,7 +138,7 @@ def killed_rank(options: argparse.Namespace) -> dict[str, Any]:
     killed = time.monotonic()
     torchrun.wait(timeout=120)
     found = {"seconds": round(time.monotonic() - killed, 1)} | {k: list_runs()[0].info[k] for k in ("state", "error")}
-    delete_run(list_runs()[0].id)
+    shutil.rmtree(list_runs()[0].folder)
     return found
 
 
