@@ -24,7 +24,7 @@ from engine.errors import RunError
 from engine.run import load_run
 
 TICK_S = 1.0
-CHARTS_S = 2.0  # charts are sent at most as often as this,
+CHARTS_S = 3.0  # charts are sent at most as often as this,
 VISIBLE_PARTS = 500  # and when a curve has grown by this part, about a pixel,
 PATIENCE_S = 10.0  # or, after this time, at all
 
