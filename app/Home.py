@@ -1,6 +1,12 @@
-"""The lab in the browser: `streamlit run app/Home.py`."""
+"""The lab in the browser: `streamlit run app/Home.py`.
 
+Streamlit imports this file once, for the server, and runs it as `__main__` whenever a page is to be drawn.
+"""
+
+import asyncio
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import streamlit as st
@@ -9,18 +15,9 @@ PROJECT = str(Path(__file__).resolve().parents[1])
 if PROJECT not in sys.path:  # so that it starts with nothing on PYTHONPATH
     sys.path.insert(0, PROJECT)
 
+from app.widgets import feed, plot  # noqa: E402
 from app.widgets.guard import guard  # noqa: E402
 from engine import session  # noqa: E402
-
-st.set_page_config("LLM pretraining lab", page_icon=str(Path(__file__).parent / "assets/icon.svg"), layout="wide")
-
-
-st.html(
-    "<style>"
-    ".stMainBlockContainer { padding-top: 4.5rem; padding-bottom: 4rem; max-width: 90rem }"
-    "a.lab-link { color: inherit; font-weight: 600 }"
-    "</style>"
-)
 
 
 @st.cache_resource(show_spinner=False)
@@ -28,16 +25,41 @@ def _warm_up() -> None:
     session.warm_up()
 
 
-_warm_up()
-page = st.navigation(
-    [
-        st.Page("views/home.py", title="Home", icon=":material/home:", default=True),
-        st.Page("views/pretraining.py", title="Pretraining", icon=":material/model_training:", url_path="pretraining"),
-        st.Page("views/exercises.py", title="Exercises", icon=":material/school:", url_path="exercises"),
-        st.Page("views/corpora.py", title="Corpora", icon=":material/menu_book:", url_path="corpora"),
-        st.Page("views/runs.py", title="Runs", icon=":material/stacked_line_chart:", url_path="runs"),
-    ],
-    position="top",
-)
-with guard():
-    page.run()
+def draw() -> None:
+    """The page that the address names, below the navigation."""
+    st.set_page_config("LLM pretraining lab", page_icon=str(Path(__file__).parent / "assets/icon.svg"), layout="wide")
+    st.html(
+        "<style>"
+        ".stMainBlockContainer { padding-top: 4.5rem; padding-bottom: 4rem; max-width: 90rem }"
+        "a.lab-link { color: inherit; font-weight: 600 }"
+        "</style>"
+    )
+    _warm_up()
+    page = st.navigation(
+        [
+            st.Page("views/home.py", title="Home", icon=":material/home:", default=True),
+            st.Page(
+                "views/pretraining.py", title="Pretraining", icon=":material/model_training:", url_path="pretraining"
+            ),
+            st.Page("views/exercises.py", title="Exercises", icon=":material/school:", url_path="exercises"),
+            st.Page("views/corpora.py", title="Corpora", icon=":material/menu_book:", url_path="corpora"),
+            st.Page("views/runs.py", title="Runs", icon=":material/stacked_line_chart:", url_path="runs"),
+            st.Page("views/run.py", title="Run", icon=":material/show_chart:", url_path="run", visibility="hidden"),
+        ],
+        position="top",
+    )
+    with guard():
+        page.run()
+
+
+@asynccontextmanager
+async def _serving(_app: st.App) -> AsyncIterator[None]:
+    """A server that is told to end stops the training in good order; it ends by the signal, so nothing else would."""
+    yield
+    await asyncio.to_thread(session.stop_and_wait)
+
+
+if __name__ == "__main__":
+    draw()
+else:
+    app = st.App(Path(__file__).resolve(), routes=[feed.ROUTE, plot.LIBRARY], lifespan=_serving)

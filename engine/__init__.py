@@ -16,38 +16,46 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from engine.compare import Comparison, compare
     from engine.config import ModelConfig, TrainConfig
     from engine.errors import LabError
     from engine.generate import generate
-    from engine.run import Run, delete_run, list_runs, load_run
+    from engine.run import Run, list_runs, load_run
     from engine.start import branch_run, resume_run
     from engine.train import train
+    from engine.trash import restore_run, trash_run
 
 _PUBLIC = {
+    "Comparison": "engine.compare",
     "LabError": "engine.errors",
     "ModelConfig": "engine.config",
     "Run": "engine.run",
     "TrainConfig": "engine.config",
     "branch_run": "engine.start",
-    "delete_run": "engine.run",
+    "compare": "engine.compare",
     "generate": "engine.generate",
     "list_runs": "engine.run",
     "load_run": "engine.run",
+    "restore_run": "engine.trash",
     "resume_run": "engine.start",
     "train": "engine.train",
+    "trash_run": "engine.trash",
 }
 __all__ = [
+    "Comparison",
     "LabError",
     "ModelConfig",
     "Run",
     "TrainConfig",
     "branch_run",
-    "delete_run",
+    "compare",
     "generate",
     "list_runs",
     "load_run",
+    "restore_run",
     "resume_run",
     "train",
+    "trash_run",
 ]
 
 

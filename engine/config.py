@@ -241,6 +241,15 @@ class TrainConfig:
         "Recompute activations in the backward pass instead of keeping them: much less memory, a third more time.",
         group="Compute",
     )
+    compile: str = setting(
+        "auto",
+        "On a GPU: off runs every operation by itself; on fuses them by compilation, which takes some 20 seconds after "
+        "the first steps, and replays a step as one CUDA graph; auto always replays, and compiles runs long enough to "
+        "gain by it. A CPU never compiles.",
+        label="Compilation",
+        group="Compute",
+        choices=("auto", "on", "off"),
+    )
     tie_embeddings: bool = setting(
         True,
         "Use one matrix for the input embedding and the output layer, as GPT-2 does: fewer weights.",

@@ -1,4 +1,4 @@
-"""As a command: `python -m engine.export RUN[@STEP] --to hf|tensorboard|csv|parquet DEST`."""
+"""As a command: `python -m engine.export RUN[@STEP] --to archive|hf|tensorboard|csv|parquet DEST`."""
 
 import sys
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine import tokenizer
@@ -28,6 +29,7 @@ def generate(
     length: int = 200,
     temperature: float = 0.8,
     top_k: int = 50,
+    top_p: float = 1.0,
     seed: int = 0,
 ) -> str:
     """Continue a prompt with a run's model.
@@ -39,6 +41,7 @@ def generate(
         length: tokens to generate.
         temperature: below 1 prefers likely tokens; 0 always takes the likeliest.
         top_k: draw from this many likeliest tokens; 0 draws from all.
+        top_p: draw from the fewest likeliest tokens that have this probability together; 1 draws from all.
         seed: the same seed gives the same text.
 
     Returns:
@@ -48,12 +51,12 @@ def generate(
         RunError, CheckpointError: there is no such run or usable checkpoint.
         ConfigError: a number is out of range.
     """
-    check_sampling(length, temperature, top_k, seed)
+    check_sampling(length, temperature, top_k, seed, top_p)
     model = load_model(run_id, step)
-    return "".join(stream_text(model, prompt, length, temperature=temperature, top_k=top_k, seed=seed))
+    return "".join(stream_text(model, prompt, length, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed))
 
 
-def check_sampling(length: int, temperature: float, top_k: int, seed: int) -> None:
+def check_sampling(length: int, temperature: float, top_k: int, seed: int, top_p: float = 1.0) -> None:
     """Raise a ConfigError that names every number that is out of range."""
     problems = []
     if not 0 <= length <= 100_000:
@@ -64,6 +67,8 @@ def check_sampling(length: int, temperature: float, top_k: int, seed: int) -> No
         problems.append(Problem("seed", f"{seed} is out of range; it must be from 0 to 2⁶³ - 1."))
     if top_k < 0:
         problems.append(Problem("top_k", f"{top_k} is out of range; it must not be negative."))
+    if not 0 <= top_p <= 1:
+        problems.append(Problem("top_p", f"{top_p:g} is out of range; it must be from 0 to 1."))
     if problems:
         raise ConfigError(problems)
 
@@ -90,11 +95,13 @@ def load_model(run_id: str, step: int | None = None) -> GPT:
     return model.eval()
 
 
-def stream_text(model: GPT, prompt: str, length: int, *, temperature: float, top_k: int, seed: int) -> Iterator[str]:
+def stream_text(
+    model: GPT, prompt: str, length: int, *, temperature: float, top_k: int, top_p: float = 1.0, seed: int
+) -> Iterator[str]:
     """The continuation in pieces, as they come; characters of several tokens arrive whole."""
-    ids = tokenizer.encode(prompt) or [tokenizer.END_OF_TEXT]
+    ids = prompt_ids(prompt)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for token in stream_tokens(model, ids, length, temperature=temperature, top_k=top_k, seed=seed):
+    for token in stream_tokens(model, ids, length, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed):
         piece = decoder.decode(tokenizer.encoding().decode_single_token_bytes(token))
         if piece:
             yield piece
@@ -103,10 +110,53 @@ def stream_text(model: GPT, prompt: str, length: int, *, temperature: float, top
         yield rest
 
 
+def prompt_ids(prompt: str) -> list[int]:
+    """What the model sees of a prompt; an empty one is the end of another text."""
+    return tokenizer.encode(prompt) or [tokenizer.END_OF_TEXT]
+
+
 def stream_tokens(
-    model: GPT, ids: list[int], length: int, *, temperature: float, top_k: int, seed: int
+    model: GPT, ids: list[int], length: int, *, temperature: float, top_k: int, top_p: float = 1.0, seed: int
 ) -> Iterator[int]:
     """Up to `length` token ids that continue `ids`; the model sees as many of the last ones as its context holds."""
+    choices = stream_choices(model, ids, length, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    return (choice.token for choice in choices)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A token that was drawn, and what it was drawn from.
+
+    Attributes:
+        token: its id.
+        logits: (V,), the model's.
+        weights: (V,), the probabilities that it was drawn with: after temperature, top-k and top-p.
+    """
+
+    token: int
+    logits: torch.Tensor
+    weights: torch.Tensor
+
+    def likeliest(self, count: int) -> list[tuple[int, float]]:
+        """The likeliest tokens, with the probabilities that the model itself gives them."""
+        best = self.logits.softmax(dim=0).topk(count)
+        return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+    @property
+    def probability(self) -> float:
+        """What the model itself gave the token."""
+        return float(self.logits.softmax(dim=0)[self.token])
+
+    @property
+    def drawn_with(self) -> float:
+        """The probability with which it was drawn."""
+        return float(self.weights[self.token] / self.weights.sum())
+
+
+def stream_choices(
+    model: GPT, ids: list[int], length: int, *, temperature: float, top_k: int, top_p: float = 1.0, seed: int
+) -> Iterator[Choice]:
+    """Like `stream_tokens`, with the probabilities of each step."""
     import torch
 
     device = model.token_embedding.weight.device
@@ -117,19 +167,38 @@ def stream_tokens(
         window = torch.tensor([ids[-context:]], device=device)  # (1, T)
         with torch.no_grad():
             logits = model.head(model.hidden(window)[0, -1]).float().cpu()  # (V,)
-        ids.append(_draw(logits, temperature, top_k, generator))
-        yield ids[-1]
+        weights = sampling_weights(logits, temperature, top_k, top_p)
+        ids.append(int(torch.multinomial(weights, 1, generator=generator)) if temperature else int(weights.argmax()))
+        yield Choice(ids[-1], logits, weights)
 
 
-def _draw(logits: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
+def sampling_weights(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
+    """What a token is drawn by, in proportion: the model's probabilities after temperature, top-k and then top-p.
+
+    Top-p is nucleus sampling (arXiv:1904.09751): the likeliest tokens, at least one, up to that with which their
+    probabilities reach top-p together.
+
+    Args:
+        logits: (V,).
+
+    Returns:
+        (V,), zero for what cannot be drawn.
+    """
     import torch
 
     if temperature == 0:
-        return int(logits.argmax())
+        return torch.nn.functional.one_hot(logits.argmax(), len(logits)).float()
     logits = (logits - logits.max()) / temperature  # at most 0, so that a tiny temperature does no harm
     if 0 < top_k < len(logits):
         logits[logits < logits.topk(top_k).values[-1]] = -torch.inf
-    return int(torch.multinomial(logits.softmax(dim=0), 1, generator=generator))
+    weights = logits.softmax(dim=0)
+    if top_p < 1:
+        ordered, order = weights.sort(descending=True, stable=True)
+        before = ordered.cumsum(dim=0) - ordered  # what the likelier ones have together
+        beyond = before >= top_p
+        beyond[0] = False
+        weights[order[beyond]] = 0.0
+    return weights
 
 
 if __name__ == "__main__":

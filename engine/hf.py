@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ def write_hf(run_id: str, step: int | None, folder: Path) -> None:
     except SafetensorError as error:
         raise CheckpointError(f"The weights cannot be written into {folder.parent} ({error}).") from error
     _write_json(folder / "config.json", gpt2_config(config))
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors keeps it from all others
     special = {"bos_token_id": tokenizer.END_OF_TEXT, "eos_token_id": tokenizer.END_OF_TEXT}
     _write_json(folder / "generation_config.json", {**special, "pad_token_id": tokenizer.END_OF_TEXT})
     _write_tokenizer(folder, config.model.context_length)

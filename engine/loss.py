@@ -1,9 +1,10 @@
 """The last layer and its loss in one: cross-entropy of a linear layer, without ever holding all logits.
 
-For nano most of a step is the product with the vocabulary. Written plainly, its 200 MB of logits are allocated, filled
-and read again several times; here a block of rows is turned from logits into gradients while it is in the cache, in
-memory that is kept from call to call (fresh pages cost a CPU as much as the arithmetic). The result is exact, not an
-approximation. The idea of computing the gradient in the forward pass is Liger Kernel's (arXiv:2410.10989).
+On a GPU `engine.loss_cuda` does it; this is the CPU's way. For nano most of a step is the product with the vocabulary.
+Written plainly, its 200 MB of logits are allocated, filled and read again several times; here a block of rows is turned
+from logits into gradients while it is in the cache, in memory that is kept from call to call (fresh pages cost a CPU as
+much as the arithmetic). The result is exact, not an approximation. The idea of computing the gradient in the forward
+pass is Liger Kernel's (arXiv:2410.10989).
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             h, target = hidden[rows], targets[rows, None]
             block = torch.mm(h, weight.T, out=_scratch(len(h), len(weight)))  # logits, (rows, V)
             wanted = block.gather(1, target)
-            highest, where = block.max(dim=1, keepdim=True)
+            highest = block.amax(dim=1, keepdim=True)  # without its place: that takes six times as long
             torch.softmax(block, dim=1, out=block)
             # log Σexp from the likeliest token's probability, which is never too small for its logarithm
-            losses[rows] = (highest - block.gather(1, where).log() - wanted)[:, 0]
+            losses[rows] = (highest - block.amax(dim=1, keepdim=True).log() - wanted)[:, 0]
             if d_hidden is not None and d_weight is not None:
                 block.scatter_add_(1, target, torch.full_like(wanted, -1.0))  # d loss / d logits
                 torch.mm(block, weight, out=d_hidden[rows])
@@ -59,7 +60,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Sum over rows of the cross-entropy, in nats, of `softmax(hidden @ weight.T)`; on the CPU, in fp32.
+    """Sum over rows of the cross-entropy, in nats, of `softmax(hidden @ weight.T)`.
+
+    On the CPU all of it is in fp32. On a GPU the products are in autocast's precision, the softmax in fp32.
 
     Args:
         hidden: (N, D).
@@ -69,5 +72,15 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     Returns:
         (), differentiable once with respect to `hidden` and `weight`.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, torch.is_grad_enabled())
+    kind = hidden.device.type
+    wants_gradient = torch.is_grad_enabled()
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    loss: Tensor
+    with torch.autocast(kind, enabled=False):
+        if kind == "cuda":
+            from engine.loss_cuda import LinearCrossEntropy
+
+            loss = LinearCrossEntropy.apply(hidden, weight, targets, dtype, wants_gradient)
+        else:
+            loss = _LinearCrossEntropy.apply(hidden.float(), weight, targets, wants_gradient)
     return loss

@@ -29,7 +29,8 @@ class Breakdown:
         logits: scores over the vocabulary, and the loss's work on them.
         workspace: scratch memory of the libraries.
         cache: what PyTorch's allocator has taken and not given out: rounding, and gaps between blocks.
-        context: the process itself: on a GPU the CUDA context and the kernels; on a CPU the interpreter and libraries.
+        context: on a GPU, the CUDA context and the kernels.
+        process: on a CPU, the process itself: the interpreter and the libraries.
         paged: the part of `optimizer` in managed memory, which PyTorch doesn't count and the driver may move away.
     """
 
@@ -40,7 +41,8 @@ class Breakdown:
     logits: int
     workspace: int
     cache: int
-    context: int
+    context: int = 0
+    process: int = 0
     paged: int = 0
 
     @property
@@ -61,7 +63,7 @@ class Breakdown:
     @property
     def reserved(self) -> int:
         """What `torch.cuda.max_memory_reserved()` will say."""
-        return self.total - self.context - self.paged
+        return self.total - self.context - self.process - self.paged
 
     @property
     def total(self) -> int:
@@ -72,8 +74,7 @@ class Breakdown:
 def estimate_memory(config: TrainConfig, device: str | None = None) -> Breakdown:
     """The memory of a run at its peak.
 
-    Validation and samples never need more than training: they keep nothing for a backward pass, and the loss of the
-    same batch takes 8·N·V bytes forward and 12·N·V backward.
+    Validation and samples never need more than training: they keep nothing for a backward pass.
 
     Args:
         config: checked settings; automatic values are taken as a run would resolve them.
@@ -129,5 +130,5 @@ def _on_cpu(step: CpuStep) -> Breakdown:
         logits=4 * CPU_LOSS_ROWS * config.model.vocabulary_size,
         workspace=0,
         cache=round(CPU_GAPS * step.in_heap(peak)),
-        context=CPU_PROCESS + (config.optimizer != "adamw") * CPU_BITSANDBYTES,
+        process=CPU_PROCESS + (config.optimizer != "adamw") * CPU_BITSANDBYTES,
     )

@@ -7,6 +7,7 @@ H heads, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -101,6 +102,7 @@ class GPT(nn.Module):
         self.config = config
         self.dropout = dropout
         self.gradient_checkpointing = gradient_checkpointing
+        self.compiled: Callable[[Tensor], Tensor] | None = None  # stands in for `stack` in training
         self.token_embedding = Embedding(config.vocabulary_size, config.width)
         self.position_embedding = Embedding(config.context_length, config.width)
         self.blocks = nn.ModuleList(Block(config, dropout, attention_impl) for _ in range(config.layers))
@@ -149,9 +151,17 @@ class GPT(nn.Module):
         positions = torch.arange(tokens.size(1), device=tokens.device)
         x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, D)
         x = F.dropout(x, self.dropout, self.training)
+        if torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) == torch.bfloat16:
+            x = x.bfloat16()  # the residual stream too, as in llm.c; fp16's range is too small for it
+        run = self.compiled if self.compiled and self.training else self.stack
+        return run(x)
+
+    def stack(self, x: Tensor) -> Tensor:
+        """All blocks and the last norm: (B, T, D) -> (B, T, D)."""
         for block in self.blocks:
             if self.gradient_checkpointing and self.training:
-                x = cast(Tensor, checkpoint(block, x, use_reentrant=False))
+                keep_dice = self.dropout > 0  # else nothing is drawn, and a CUDA graph could not keep them
+                x = cast(Tensor, checkpoint(block, x, use_reentrant=False, preserve_rng_state=keep_dice))
             else:
                 x = block(x)
         return cast(Tensor, self.norm(x))
@@ -167,11 +177,6 @@ class GPT(nn.Module):
             tokens: ids, (B, T).
             targets: the id after each of them, (B, T).
         """
-        hidden = self.hidden(tokens).flatten(0, 1)  # (B·T, D)
         targets = targets.flatten()
-        if hidden.device.type == "cpu":
-            with torch.autocast("cpu", enabled=False):
-                total = linear_cross_entropy(hidden.float(), self.head.weight, targets)
-        else:
-            total = F.cross_entropy(self.head(hidden).float(), targets, reduction="sum")
+        total = linear_cross_entropy(self.hidden(tokens).flatten(0, 1), self.head.weight, targets)
         return total / len(targets) if reduction == "mean" else total

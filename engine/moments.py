@@ -9,10 +9,13 @@ bytes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 from engine.config import TrainConfig
+
+LOSS_BLOCK_BYTES, LOSS_PADDING = 13 * 2**27, 64  # as in engine.loss_cuda, which needs a GPU's PyTorch
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,11 @@ class Step:
         return 4 if self.config.precision == "fp32" else 2
 
     @property
+    def r(self) -> int:
+        """Bytes of a value of the residual stream: it is kept in bf16 where that is the precision, else in fp32."""
+        return 2 if self.config.precision == "bf16" else 4
+
+    @property
     def mixed(self) -> bool:
         """Whether autocast is at work."""
         return self.a == 2
@@ -67,11 +75,6 @@ class Step:
         return self.n * self.config.model.heads * self.config.model.context_length
 
     @cached_property
-    def logits(self) -> int:
-        """N·V, values of the logits."""
-        return self.n * self.config.model.vocabulary_size
-
-    @cached_property
     def vocabulary(self) -> int:
         """V·D, weights of the output layer."""
         return self.config.model.vocabulary_size * self.config.model.width
@@ -86,11 +89,6 @@ class Step:
     def block_casts(self) -> int:
         """Autocast's copies of a block's matrices, 2·12·D²; the backward pass needs them, the biases' it doesn't."""
         return 24 * self.config.model.width**2 if self.mixed else 0
-
-    @cached_property
-    def head_cast(self) -> int:
-        """Autocast's copy of the output layer, 2·V·D."""
-        return 2 * self.vocabulary if self.mixed else 0
 
     # ------------------------------------------------------------------------------------------ the forward pass
 
@@ -129,14 +127,14 @@ class Step:
 
     @cached_property
     def saved(self) -> int:
-        """What all blocks keep: everything, or with gradient checkpointing the input of each, 4·S."""
+        """What all blocks keep: everything, or with gradient checkpointing the input of each, r·S."""
         layers = self.config.model.layers
-        return layers * (4 * self.s if self.config.gradient_checkpointing else self.block_saved)
+        return layers * (self.r * self.s if self.config.gradient_checkpointing else self.block_saved)
 
     @cached_property
     def ends_saved(self) -> int:
-        """What is kept outside the blocks: the last norm's input, its result as the output layer reads it, tokens and
-        targets in 64 bits (twice, as the targets are copied out of the batch), the embedding's dropout mask."""
+        """What is kept outside the blocks: the last norm's input, the gradient of its result (the loss has it at once),
+        tokens and targets in 64 bits (twice, as they are copied out of the batch), the embedding's dropout mask."""
         return (4 + self.a + self.mask) * self.s + (8 + 16) * self.n
 
     @cached_property
@@ -165,9 +163,7 @@ class Step:
         last = self.config.model.layers - 1
         return [
             self.last_attention(),
-            self.loss_forward(),
-            self.loss_backward(),
-            self.head_backward(),
+            self.loss(),
             self.block_backward(last),
             self.block_backward(0),
             self.embedding_backward(),
@@ -181,39 +177,20 @@ class Step:
         before = self.saved * (layers - 1) // layers
         return Moment(layers * self.block_casts, self.held_gradients, self.ends_saved + before + inner)
 
-    def loss_forward(self) -> Moment:
-        """The loss's log-softmax: fp32 logits and result, 8·N·V.
+    def loss(self) -> Moment:
+        """The output layer with its loss, of which the backward pass is a part: see `engine.loss_cuda`.
 
-        Autocast's copies of all weights are there until its end, and the last norm's fp32 result, 4·S.
+        A block of logits and the padded copy of the weights, a·(rows·V + V·D), the gradient of the weights, 4·V·D, the
+        input in fp32, 4·S, and its copy, a·S, where autocast makes one. Of the input's gradient, a·S, `ends_saved`
+        speaks. Autocast's copies of all weights are there until the end of the forward pass.
         """
-        casts = self.config.model.layers * self.block_casts + self.head_cast
-        hidden = 4 * self.s if self.mixed else 0
-        return Moment(casts, self.held_gradients, self.saved + self.ends_saved + hidden, 8 * self.logits)
-
-    def loss_backward(self) -> Moment:
-        """The log-softmax's backward pass: its result, the gradient of it and that of the logits, 12·N·V.
-
-        Autocast's copies are left only where autograd has saved them.
-        """
-        return Moment(
-            self._casts_of(self.config.model.layers) + self.head_cast,
-            self.held_gradients,
-            self.saved + self.ends_saved,
-            12 * self.logits,
-        )
-
-    def head_backward(self) -> Moment:
-        """The output layer's backward pass: gradients of logits (a·N·V), of its input (a·S) and of its weights.
-
-        The latter under autocast first in 2·V·D, then, when the logits' are gone, in 4·V·D besides.
-        """
-        saved = self.saved + self.ends_saved + self.a * self.s
-        casts = self._casts_of(self.config.model.layers)
-        if not self.mixed:
-            return Moment(casts, self.held_gradients + 4 * self.vocabulary, saved, 4 * self.logits)
-        product = Moment(casts + self.head_cast, self.held_gradients + 2 * self.vocabulary, saved, 2 * self.logits)
-        conversion = Moment(casts, self.held_gradients + 6 * self.vocabulary, saved)
-        return max(product, conversion, key=lambda moment: moment.total)
+        casts = self.config.model.layers * self.block_casts
+        padded = -(-self.config.model.vocabulary_size // LOSS_PADDING) * LOSS_PADDING
+        blocks = max(1, math.ceil(self.n * padded * self.a / LOSS_BLOCK_BYTES))
+        copies = (4 + self.a) * self.s if self.mixed else 0
+        gradients = self.held_gradients + 4 * padded * self.config.model.width
+        work = self.a * padded * (math.ceil(self.n / blocks) + self.config.model.width)
+        return Moment(casts, gradients, self.saved + self.ends_saved + copies, work)
 
     def block_backward(self, layer: int) -> Moment:
         """Inside the backward pass of a block.
@@ -237,22 +214,20 @@ class Step:
         return max(4 * self.a * self.s + self.mixed * 2 * self.s, 4 * self.a * self.s)
 
     def _attention_backward(self) -> int:
-        """`manual`'s softmax: gradients of result and input, 2·4·A; the product's operand and the perceptron are done
-        with."""
+        """`manual`'s softmax: gradients of its result, its input and the scores, 3·4·A; the product's operand and the
+        perceptron are done with."""
         if self.config.attention_impl == "sdpa":
             return 0
         operand = 2 if self.mixed else 4 if self.config.dropout > 0 else 0
-        return (8 - operand) * self.scores - self.mlp_saved
+        return (12 - operand) * self.scores - self.mlp_saved
 
     def embedding_backward(self) -> Moment:
         """The end of the backward pass: all gradients, and the embedding's own, 4·V·D, before it is added to the rest.
 
-        Where it is the output layer too, its gradient from there has been waiting for this one: with accumulation both
-        stand beside the sum of earlier batches. Their sum overwrites the waiting one if that is a tensor of its own, as
-        autocast's conversion makes it; in fp32 it is a transposed view, and the sum takes another 4·V·D.
+        Where it is the output layer too, its gradient from there has been waiting for this one, and their sum takes
+        another 4·V·D; with accumulation all stand beside the sum of earlier batches.
         """
-        tied = self.config.tie_embeddings
-        waiting = 4 * self.vocabulary * (tied + (tied and not self.mixed) + (self.held_gradients > 0))
+        waiting = 4 * self.vocabulary * (2 * self.config.tie_embeddings + (self.held_gradients > 0))
         return Moment(0, 4 * self.config.model.parameters + waiting, 4 * self.s + 24 * self.n)
 
     def _casts_of(self, layers: int) -> int:

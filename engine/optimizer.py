@@ -66,7 +66,19 @@ class EightBitOptimizer(torch.optim.Optimizer):
 
 
 def _adamw(weights: list[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(_groups(weights, weight_decay), lr=learning_rate, betas=BETAS, fused=True)
+    on_gpu = weights[0].is_cuda
+    rate = torch.tensor(learning_rate, device=weights[0].device) if on_gpu else learning_rate
+    groups = _groups(weights, weight_decay)
+    return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True, capturable=on_gpu)  # a graph reads it there
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all weights, without waiting for a GPU."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def _groups(weights: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -86,6 +86,8 @@ def _rate(info: dict[str, Any]) -> float | None:
     if not isinstance(progress, dict):
         return None
     tokens, seconds = progress.get("tokens"), progress.get("elapsed_s")
+    if info.get("world_size", 1) != 1:  # several processes are faster than the one that is asked about
+        return None
     if info.get("parent") or not isinstance(tokens, int) or not isinstance(seconds, float):
         return None
     return tokens / seconds if seconds >= _ENOUGH_S and tokens else None
@@ -118,7 +120,7 @@ def measure_pace(plan: Plan, seconds: float = 4.0) -> Pace:
             list(step.train_step(state, wait=done < 2))
             done += 1
         list(step.finished_rows(state))
-        rate = done * plan.config.tokens_per_step / (time.perf_counter() - began)
+        rate = done * plan.tokens_per_step / (time.perf_counter() - began)
     finally:
         lock.release()
     return Pace(rate, f"{done} measured steps, validation and samples left out", whole=False)

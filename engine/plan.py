@@ -23,6 +23,7 @@ class Plan:
         total_steps: optimizer steps.
         windows: training windows per epoch.
         train_tokens, val_tokens: sizes of the two parts of the text.
+        world_size: processes that train together, each on batches of its own.
     """
 
     config: TrainConfig
@@ -30,20 +31,37 @@ class Plan:
     windows: int
     train_tokens: int
     val_tokens: int
+    world_size: int = 1
+
+    @property
+    def sequences_per_step(self) -> int:
+        """The effective batch: sequences per optimizer step, of all processes together."""
+        return self.config.sequences_per_step * self.world_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens per optimizer step, of all processes together."""
+        return self.config.tokens_per_step * self.world_size
 
     @property
     def tokens(self) -> int:
         """Tokens that the whole run trains on."""
-        return self.total_steps * self.config.tokens_per_step
+        return self.total_steps * self.tokens_per_step
 
     @property
     def steps_per_epoch(self) -> float:
         """Optimizer steps per pass over the windows; a fraction, as a step may span two epochs."""
-        return self.windows / self.config.sequences_per_step
+        return self.windows / self.sequences_per_step
 
 
 def make_plan(
-    config: TrainConfig, train_tokens: int, val_tokens: int, *, device: str = "cpu", precision: str = "fp32"
+    config: TrainConfig,
+    train_tokens: int,
+    val_tokens: int,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    world_size: int = 1,
 ) -> Plan:
     """Fill in the automatic settings and count the steps.
 
@@ -51,17 +69,18 @@ def make_plan(
         config: checked settings.
         train_tokens, val_tokens: sizes of the training and the validation part.
         device, precision: what `auto` stands for on this machine.
+        world_size: processes that will train together.
 
     Raises:
         ConfigError: the text is too small for the context length or the batch.
     """
     context = config.model.context_length
     windows = count_windows(train_tokens, context)
-    batch = config.sequences_per_step
+    batch = config.sequences_per_step * world_size
     if windows == 0:
         raise ConfigError([Problem("context_length", _too_long(context, train_tokens))])
     if batch > windows:
-        raise ConfigError([Problem("batch_size", _too_large(config, windows, train_tokens))])
+        raise ConfigError([Problem("batch_size", _too_large(config, windows, train_tokens, world_size))])
     total_steps = max(1, math.ceil(round(config.epochs * windows / batch, 6)))
     if config.max_steps:
         total_steps = min(total_steps, config.max_steps)
@@ -77,7 +96,7 @@ def make_plan(
         sample_every=config.sample_every or _every(total_steps, parts=5, most=1000),
         save_every=config.save_every or max(100, _every(total_steps, parts=5, most=1000)),
     )
-    return Plan(resolved, total_steps, windows, train_tokens, val_tokens)
+    return Plan(resolved, total_steps, windows, train_tokens, val_tokens, world_size)
 
 
 def windows_by_preset(tokens: int, *, whole: bool = False) -> dict[str, int]:
@@ -121,9 +140,11 @@ def _too_long(context: int, tokens: int) -> str:
     )
 
 
-def _too_large(config: TrainConfig, windows: int, tokens: int) -> str:
+def _too_large(config: TrainConfig, windows: int, tokens: int, world_size: int) -> str:
+    factors = f"{config.batch_size} × {config.grad_accum_steps}"
+    factors += f" × {world_size} processes" if world_size > 1 else ""
     return (
-        f"one step takes {config.batch_size} × {config.grad_accum_steps} = {config.sequences_per_step:,} windows, but "
+        f"one step takes {factors} = {config.sequences_per_step * world_size:,} windows, but "
         f"the training text of {tokens:,} tokens holds only {windows:,}. Lower {flag('batch_size')} or "
         f"{flag('grad_accum_steps')}, shorten the context, or choose a larger corpus."
     )

@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,8 +23,9 @@ import pandas as pd
 
 from engine.checkpoint import Checkpoint, forget_after, list_checkpoints
 from engine.config import SETTINGS, TrainConfig, from_dict, to_dict
-from engine.errors import ConfigError, RunBusyError, RunError, storage_sentence
+from engine.errors import CheckpointError, ConfigError, RunBusyError, RunError, storage_sentence
 from engine.files import FolderLock, read_json, remove_folder, remove_parts, remove_trash, write_json
+from engine.labels import LABELS_FILE, read_labels
 from engine.metrics import METRICS, SAMPLES
 from engine.paths import runs_dir
 from engine.plan import Plan
@@ -69,8 +70,9 @@ class Run:
 
     @property
     def info(self) -> dict[str, Any]:
-        """`run.json`: id, name, notes, tags, state, config, parent, environment, progress; {} when it is damaged."""
-        return read_json(self.folder / "run.json") or {}
+        """`run.json` with the labels that people gave the run: id, name, notes, tags, starred, state, config, parent,
+        environment, progress. When `run.json` is damaged, only the labels are there."""
+        return (read_json(self.folder / "run.json") or {}) | read_labels(self.folder)
 
     @property
     def state(self) -> str:
@@ -105,6 +107,12 @@ class Run:
         return total if isinstance(total, int) else 0
 
     @property
+    def world_size(self) -> int:
+        """Processes that trained it together when it was last started."""
+        size = self.info.get("world_size")
+        return size if isinstance(size, int) and size > 0 else 1
+
+    @property
     def metrics(self) -> pd.DataFrame:
         """One row a step, columns of `engine.metrics.METRICS`."""
         return read_table(self.folder, "metrics", METRICS)[0]
@@ -125,7 +133,7 @@ class Run:
     @property
     def signature(self) -> tuple[Any, ...]:
         """Changes whenever there may be news in the run's state, metrics, samples or events; cheap to ask."""
-        files = [file_key(self.folder / name) for name in ("run.json", "events.jsonl")]
+        files = [file_key(self.folder / name) for name in ("run.json", LABELS_FILE, "events.jsonl")]
         tables: list[Signature] = [table_signature(self.folder, name) for name in ("metrics", "samples")]
         return (self.is_locked, *files, *tables)
 
@@ -136,7 +144,7 @@ class Run:
             lines = (self.folder / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return []
-        return [event for line in lines if (event := _parse_event(line))]
+        return [event for line in lines if (event := parse_event(line))]
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
@@ -174,7 +182,8 @@ def read_config(values: Any, run_id: str) -> TrainConfig:
         ) from error
 
 
-def _parse_event(line: str) -> Event | None:
+def parse_event(line: str) -> Event | None:
+    """The event in a line of `events.jsonl`; None when it is torn or foreign."""
     try:
         value = json.loads(line)
         return Event(str(value["time"]), int(value["step"]), str(value["kind"]), str(value["message"]))
@@ -182,10 +191,15 @@ def _parse_event(line: str) -> Event | None:
         return None
 
 
+def is_id(name: str) -> bool:
+    """Whether a run can have this name for its id: letters, digits, - and _, and never a path."""
+    return _ID.fullmatch(name) is not None
+
+
 def list_runs() -> list[Run]:
     """All runs, newest first. Folders without a `run.json` are foreign and left out."""
     try:
-        folders = [path for path in runs_dir().iterdir() if _ID.fullmatch(path.name) and (path / "run.json").exists()]
+        folders = [path for path in runs_dir().iterdir() if is_id(path.name) and (path / "run.json").exists()]
     except OSError:
         return []
     return [Run(path) for path in sorted(folders, key=lambda path: path.name, reverse=True)]
@@ -197,7 +211,7 @@ def load_run(run_id: str) -> Run:
     Raises:
         RunError: there is none; names that are no plain folder name, such as `../x`, are refused unread.
     """
-    if not _ID.fullmatch(run_id):
+    if not is_id(run_id):
         raise RunError(f"{run_id!r} is not the id of a run; ids look like 20261122-153012-nano-verdict-7f3a.")
     folder = runs_dir() / run_id
     if not (folder / "run.json").is_file():
@@ -205,27 +219,37 @@ def load_run(run_id: str) -> Run:
     return Run(folder)
 
 
-def delete_run(run_id: str) -> None:
-    """Delete a run and everything in it.
+def delete_checkpoint(run_id: str, step: int) -> None:
+    """Delete one checkpoint of a run; its log says so.
 
     Raises:
-        RunError: there is none, it is being trained, or it cannot be deleted.
+        RunError: there is no such run, it is being trained, or the checkpoint cannot be deleted.
+        CheckpointError: it is not there.
     """
     run = load_run(run_id)
     lock = run_lock(run.folder)
     try:
         if not lock.acquire(patience_s=0.2):
-            raise RunError(f"Run {run_id} is being trained now. Stop it first, then delete it.")
-        remove_folder(run.folder)
+            raise RunError(f"Run {run_id} is being trained now. Stop it first, then delete the checkpoint.")
+        found = [checkpoint for checkpoint in run.checkpoints if checkpoint.step == step]
+        if not found:
+            raise CheckpointError(f"Run {run_id} has no checkpoint at step {step} any more.")
+        remove_folder(found[0].path)
+        _append_event(run.folder, Event(now(), step, "deleted", f"Deleted the checkpoint at step {step}."))
     except OSError as error:
-        raise RunError(f"Run {run_id} cannot be deleted. {storage_sentence(error, run.folder)}") from error
+        raise RunError(f"The checkpoint cannot be deleted. {storage_sentence(error, run.folder)}") from error
     finally:
         lock.release()
 
 
 def active_runs() -> list[Run]:
-    """The runs that some process is training now, newest first."""
-    return [run for run in list_runs() if run.is_locked and run.state in ACTIVE_STATES]
+    """The runs that some process is training now, newest first.
+
+    They are those that hold a device: what it costs to ask does not grow with the number of runs.
+    """
+    held = {FolderLock(path).note() for path in runs_dir().glob(".lock-*") if FolderLock(path).is_held()}
+    runs = [Run(runs_dir() / run_id) for run_id in sorted(held, reverse=True) if is_id(run_id)]
+    return [run for run in runs if run.is_locked and run.state in ACTIVE_STATES]
 
 
 class ActiveRun:
@@ -236,6 +260,7 @@ class ActiveRun:
         plan: what the run will do; `plan.config` is the resolved config.
         info: the content of `run.json`.
         start_from: the checkpoint to continue from (its own, or for a branch the parent's); None for fresh weights.
+        devices: of this machine that it trains on; none stands for that of the config alone.
         lock: the run's lock, when it was taken already.
     """
 
@@ -245,6 +270,7 @@ class ActiveRun:
         plan: Plan,
         info: dict[str, Any],
         start_from: Checkpoint | None = None,
+        devices: Sequence[str] = (),
         lock: FolderLock | None = None,
     ) -> None:
         self.id = run_id
@@ -253,7 +279,7 @@ class ActiveRun:
         self.config = plan.config
         self.start_from = start_from
         self._info = info
-        self._device_lock = device_lock(self.config.device)
+        self._device_locks = [device_lock(device) for device in devices or (self.config.device,)]
         self._lock = lock or run_lock(self.folder)
         self._progress_at = 0.0
 
@@ -296,8 +322,9 @@ class ActiveRun:
         """
         try:
             runs_dir().mkdir(parents=True, exist_ok=True)
-            if not self._device_lock.acquire(note=self.id, patience_s=0.3):
-                raise _busy(self._device_lock)
+            for lock in self._device_locks:
+                if not lock.acquire(note=self.id, patience_s=0.3):
+                    raise _busy(lock)
             self.folder.mkdir(exist_ok=True)
             if not (self._lock.is_mine or self._lock.acquire(note=str(os.getpid()))):
                 raise RunBusyError(f"Run {self.id} is already being trained.", self.id)
@@ -337,7 +364,8 @@ class ActiveRun:
     def close(self) -> None:
         """Give the locks back. The state should have been set to a final one before."""
         self._lock.release()
-        self._device_lock.release()
+        for lock in self._device_locks:
+            lock.release()
 
     def log(self, row: dict[str, Any]) -> None:
         """Log one step; `time` is filled in. On disk within a second."""
@@ -363,11 +391,7 @@ class ActiveRun:
 
     def event(self, kind: str, message: str, step: int | None = None) -> None:
         """Append to the run's log."""
-        line = json.dumps(dataclasses.asdict(Event(now(), self.step if step is None else step, kind, message)))
-        path = self.folder / "events.jsonl"
-        torn = path.exists() and not path.read_bytes().endswith(b"\n")  # by a disk that was full
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n" * torn + line + "\n")
+        _append_event(self.folder, Event(now(), self.step if step is None else step, kind, message))
 
     def flush(self) -> None:
         """Put everything that was logged on disk now, for example before something that takes long."""
@@ -405,6 +429,13 @@ class ActiveRun:
         what = min(asked, key=lambda entry: entry[0][1])[1]  # by the time it was written
         (self.folder / f"request-{what}.json").unlink(missing_ok=True)
         return what
+
+
+def _append_event(folder: Path, event: Event) -> None:
+    path = folder / "events.jsonl"
+    torn = path.exists() and not path.read_bytes().endswith(b"\n")  # by a disk that was full
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * torn + json.dumps(dataclasses.asdict(event)) + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -460,6 +491,7 @@ def new_info(run_id: str, plan: Plan, *, name: str = "", notes: str = "", **fact
         "windows": plan.windows,
         "train_tokens": plan.train_tokens,
         "val_tokens": plan.val_tokens,
+        "world_size": plan.world_size,
         "parent": None,
         "progress": {"step": 0, "position": 0, "epoch": 0.0, "tokens": 0, "elapsed_s": 0.0},
         **facts,

@@ -1,4 +1,4 @@
-"""As a command: `python -m engine.runs list|show|delete`. The library's functions are in `engine.run`."""
+"""As a command: `python -m engine.runs COMMAND`. As a library: `engine.run`, `library`, `labels` and `trash`."""
 
 import sys
 

@@ -136,11 +136,11 @@ def _load() -> None:
     build_optimizer(torch.nn.LayerNorm(1), "adamw", learning_rate=0.0, weight_decay=0.0)
 
 
-def _stop_at_exit() -> None:
-    """A process that ends in good order saves what it trains; daemon threads would otherwise die in mid-step."""
+def stop_and_wait() -> None:
+    """Stop and save what is trained here, for a minute at most: daemon threads would otherwise die in mid-step."""
     if _thread is not None and _thread.is_alive():
         _control.apply("stop")
         _thread.join(timeout=60)
 
 
-atexit.register(_stop_at_exit)
+atexit.register(stop_and_wait)

@@ -25,6 +25,7 @@ from engine.files import FolderLock
 from engine.memory import estimate_memory
 from engine.plan import Plan, make_plan
 from engine.run import ActiveRun, Run, load_run, new_id, new_info, run_lock
+from engine.world import ALONE, World
 
 QUICK_LADDER = 2_000_000  # tokens of a corpus whose loss ladder is measured within a second or two
 
@@ -125,10 +126,14 @@ def tokenize(config: TrainConfig, progress: Progress) -> None:
     ladder_of(corpus, val_corpus, config.val_fraction, progress)
 
 
-def plan_run(config: TrainConfig) -> tuple[Plan, Text]:
+def plan_run(config: TrainConfig, world: World = ALONE) -> tuple[Plan, Text]:
     """Work out what a config would do on this machine; nothing is written but token caches.
 
     Where there are none yet, making them takes minutes for a large corpus; `tokenize` tells how far it is.
+
+    Args:
+        config: the settings.
+        world: the processes that will train together.
 
     Raises:
         ConfigError: all problems together.
@@ -141,13 +146,14 @@ def plan_run(config: TrainConfig) -> tuple[Plan, Text]:
         config = with_official_validation(config)
     try:
         device, precision = environment.resolve_device(config.device, config.precision)
+        _check_devices(config.device, device, world)
     except ConfigError as error:
         problems += error.problems
     try:
         text = open_text(config)
         resolved = dataclasses.replace(config, device=device, precision=precision)
-        resolved = dataclasses.replace(resolved, threads=config.threads or environment.default_threads())
-        plan = make_plan(resolved, len(text.train), len(text.validation))
+        resolved = dataclasses.replace(resolved, threads=config.threads or _threads(world))
+        plan = make_plan(resolved, len(text.train), len(text.validation), world_size=world.size)
     except ConfigError as error:
         problems += error.problems
     if problems:
@@ -156,25 +162,57 @@ def plan_run(config: TrainConfig) -> tuple[Plan, Text]:
     return dataclasses.replace(plan, config=dataclasses.replace(plan.config, sample_prompt=prompt)), text
 
 
+def _threads(world: World) -> int:
+    """CPU threads of one process: the machine's cores, shared out."""
+    return max(1, environment.default_threads() // world.local_size)
+
+
+def _check_devices(asked: str, device: str, world: World) -> None:
+    """Whether each process of this machine can have a GPU of its own.
+
+    Args:
+        asked: the setting.
+        device: what it stands for.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if world.size == 1 or device == "cpu":
+        return
+    if ":" in asked:
+        message = f"{asked} is one GPU, and each process of torchrun takes one of its own. Use cuda or auto."
+        raise ConfigError([Problem("device", message)])
+    gpus = len(environment.this_machine().gpus)
+    if world.local_size > gpus:
+        message = f"{world.local_size} processes need a GPU each, and this machine has {gpus}. Start {gpus} at most."
+        raise ConfigError([Problem("--nproc-per-node", message)])
+
+
 def new_run(
-    config: TrainConfig, *, name: str = "", notes: str = "", facts: Mapping[str, Any] | None = None
+    config: TrainConfig,
+    *,
+    name: str = "",
+    notes: str = "",
+    facts: Mapping[str, Any] | None = None,
+    world: World = ALONE,
 ) -> ActiveRun:
     """A new run from fresh weights.
 
     Args:
         facts: more that its run.json is to say.
+        world: the processes that will train it together; this one is rank 0.
 
     Raises:
         ConfigError: all problems of the settings together.
         RunBusyError: another run holds the device.
         RunError: `runs/` cannot be written.
     """
-    plan, text = plan_run(config)
+    plan, text = plan_run(config, world)
     if len(text.corpus.tokens) <= QUICK_LADDER:  # a larger one has it from `tokenize` or the Corpora page
         ladder_of(text.corpus, text.val_corpus, config.val_fraction)
     run_id = new_id(plan.config)
     info = new_info(run_id, plan, name=name, notes=notes, requested=_requested(config), **_facts(plan.config, text))
-    return ActiveRun(run_id, plan, info | dict(facts or {})).open()
+    return ActiveRun(run_id, plan, info | dict(facts or {}), devices=world.devices(plan.config.device)).open()
 
 
 def _requested(config: TrainConfig) -> dict[str, Any]:
@@ -198,11 +236,15 @@ def _memory_estimate(config: TrainConfig) -> float:
     return (estimate.total if config.device == "cpu" else estimate.peak_allocated) / environment.GIB
 
 
-def resume_run(run_id: str) -> ActiveRun:
+def resume_run(run_id: str, world: World = ALONE) -> ActiveRun:
     """Continue a run exactly where its newest whole checkpoint is.
 
+    Args:
+        world: the processes that will train it together. With another number of them than before, accumulation changes
+            so that each step still takes the same windows; losses are then the same but for rounding.
+
     Raises:
-        RunError: there is no such run, it is complete, or its corpus has changed.
+        RunError: there is no such run, it is complete, its corpus has changed, or its steps cannot be shared out.
         CheckpointError: it has no usable checkpoint.
         ConfigError: this machine lacks its device.
         RunBusyError: it, or another run on the device, is being trained.
@@ -212,7 +254,7 @@ def resume_run(run_id: str) -> ActiveRun:
     try:
         if not lock.acquire(note=str(os.getpid())):
             raise RunBusyError(f"Run {run_id} is being trained already.", run_id)
-        return _resume(run, lock)
+        return _resume(run, lock, world)
     except OSError as error:
         lock.release()
         raise RunError(storage_sentence(error, run.folder)) from error
@@ -221,8 +263,8 @@ def resume_run(run_id: str) -> ActiveRun:
         raise
 
 
-def _resume(run: Run, lock: FolderLock) -> ActiveRun:
-    info, config = run.info, run.config
+def _resume(run: Run, lock: FolderLock, world: World) -> ActiveRun:
+    info, config = run.info, shared_out(run, world)
     if not {"windows", "total_steps", "parent"} <= info.keys():
         raise RunError(f"Run {run.id} cannot be resumed: its run.json is damaged. Its checkpoints can be branched.")
     checkpoint, passed_over = find_sound_checkpoint(run.folder)
@@ -231,7 +273,8 @@ def _resume(run: Run, lock: FolderLock) -> ActiveRun:
             f"Run {run.id} is complete. To train its model further, branch it with a longer run: "
             f"python -m engine.train --branch {run.id} {flag('epochs')} {config.epochs * 2:g}"
         )
-    environment.resolve_device(config.device, config.precision)
+    for device in world.devices(config.device):
+        environment.resolve_device(device, config.precision)
     text = open_text(config)
     changed = [name for name, digest in text.facts.items() if info.get(name) != digest]
     if changed:
@@ -239,11 +282,14 @@ def _resume(run: Run, lock: FolderLock) -> ActiveRun:
             f"Run {run.id} cannot be resumed exactly: the text of {config.corpus} has changed since. "
             "Restore it, or branch the run to train on the new text."
         )
-    plan = Plan(config, run.total_steps, int(info["windows"]), len(text.train), len(text.validation))
+    plan = Plan(config, run.total_steps, int(info["windows"]), len(text.train), len(text.validation), world.size)
+    if world.size != run.world_size:
+        passed_over.append(_other_world(run, plan))
+    info["config"], info["world_size"] = to_dict(config), world.size
     info["progress"] = dict(checkpoint.progress)
     info["ended"] = None
     info["diverged"] = False
-    active = ActiveRun(run.id, plan, info, checkpoint, lock).open()
+    active = ActiveRun(run.id, plan, info, checkpoint, world.devices(config.device), lock).open()
     try:
         for sentence in passed_over:
             active.event("warning", sentence)
@@ -253,8 +299,47 @@ def _resume(run: Run, lock: FolderLock) -> ActiveRun:
     return active
 
 
+def shared_out(run: Run, world: World = ALONE) -> TrainConfig:
+    """A run's settings for another number of processes, such that each step takes the same windows as before.
+
+    Raises:
+        RunError: its forward passes of a step cannot be shared out evenly among so many.
+    """
+    config, before = run.config, run.world_size
+    if world.size == before:
+        return config
+    passes = config.grad_accum_steps * before
+    possible = [n for n in range(1, passes + 1) if passes % n == 0]
+    if world.size not in possible:
+        raise RunError(
+            f"Run {run.id} takes {passes} batches of {config.batch_size} a step, which cannot be shared out evenly "
+            f"among {world.size} processes. Start {', '.join(map(str, possible))} of them, or branch the run."
+        )
+    threads = config.threads if "threads" in _asked_of(run) else _threads(world)
+    return dataclasses.replace(
+        config,
+        grad_accum_steps=passes // world.size,
+        threads=threads,
+        device=world.device_of(0, config.device),
+    )
+
+
+def _other_world(run: Run, plan: Plan) -> str:
+    now, before = plan.world_size, run.world_size
+    return (
+        f"{now} process{'es' if now > 1 else ''} instead of {before}: gradient accumulation is now "
+        f"{plan.config.grad_accum_steps}, so that a step still takes the same {plan.sequences_per_step:,} windows."
+    )
+
+
 def branch_run(
-    run_id: str, step: int | None = None, changes: dict[str, Any] | None = None, *, name: str = "", notes: str = ""
+    run_id: str,
+    step: int | None = None,
+    changes: dict[str, Any] | None = None,
+    *,
+    name: str = "",
+    notes: str = "",
+    world: World = ALONE,
 ) -> ActiveRun:
     """A new run that starts from another one's checkpoint, with changed settings.
 
@@ -264,13 +349,15 @@ def branch_run(
         run_id: the parent.
         step: of the checkpoint; None takes the newest.
         changes: setting -> new value.
+        world: the processes that will train it together. With another number of them than the parent had, accumulation
+            changes so that a step still takes as many windows, where they can be shared out and nothing else is said.
 
     Raises:
         ConfigError: a change is impossible (architecture) or out of range, or the run would already be over.
         CheckpointError: there is no such checkpoint.
         RunError, RunBusyError: as for `new_run`.
     """
-    branch = _plan_branch(run_id, step, changes or {})
+    branch = _plan_branch(run_id, step, changes or {}, world)
     parent, checkpoint, plan, text = branch.parent, branch.checkpoint, branch.plan, branch.text
     new = new_id(plan.config)
     info = new_info(
@@ -288,7 +375,7 @@ def branch_run(
     }
     info["progress"] = {key: checkpoint.progress.get(key) for key in ("step", "tokens", "elapsed_s")}
     info["progress"] |= {"position": branch.position, "epoch": branch.position / plan.windows}
-    return ActiveRun(new, plan, info, checkpoint).open()
+    return ActiveRun(new, plan, info, checkpoint, world.devices(plan.config.device)).open()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,18 +392,22 @@ class _Branch:
 
 def plan_branch(run_id: str, step: int | None, changes: dict[str, Any]) -> Plan:
     """What a branch would do; nothing is written but token caches. Raises like `branch_run`."""
-    return _plan_branch(run_id, step, changes).plan
+    return _plan_branch(run_id, step, changes, ALONE).plan
 
 
-def _plan_branch(run_id: str, step: int | None, changes: dict[str, Any]) -> _Branch:
+def _plan_branch(run_id: str, step: int | None, changes: dict[str, Any], world: World) -> _Branch:
     parent = load_run(run_id)
     checkpoint = find_checkpoint(parent.folder, step)
     old = parent.config
+    with contextlib.suppress(RunError):  # where they cannot be shared out, a step takes what the settings say
+        old = shared_out(parent, world)
+    if world.size > 1:
+        old = dataclasses.replace(old, device=old.device.partition(":")[0])  # not one GPU, but one each
     if canonical_name(str(changes.get("corpus", old.corpus))) != old.corpus:
         changes = {"val_corpus": ""} | changes  # the old one's official validation text is not the new one's
     config = read_settings(to_dict(old) | changes)
     _refuse_architecture(old, config)
-    plan, text = plan_run(config)
+    plan, text = plan_run(config, world)
     same_text = parent.info.get("corpus_sha256") == text.corpus.source_sha256
     plan, position = _continue_plan(plan, checkpoint, same_text=same_text)
     return _Branch(parent, checkpoint, changes, plan, text, position)
@@ -327,7 +418,7 @@ def _continue_plan(plan: Plan, checkpoint: Checkpoint, *, same_text: bool) -> tu
     config = plan.config
     position = int(checkpoint.progress.get("position") or 0) if same_text else 0
     remaining = round(config.epochs * plan.windows - position, 6)
-    total_steps = checkpoint.step + max(0, math.ceil(remaining / config.sequences_per_step))
+    total_steps = checkpoint.step + max(0, math.ceil(remaining / plan.sequences_per_step))
     if config.max_steps:
         total_steps = min(total_steps, config.max_steps)
     if total_steps <= checkpoint.step:

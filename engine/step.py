@@ -12,19 +12,22 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
+from engine.accelerate import COMPILE_AT_STEP, Recorder, compile_stack, compiles, records
 from engine.checkpoint import Checkpoint, Contents, load
 from engine.config import TrainConfig
 from engine.data import Tokens, TrainingWindows
+from engine.distributed import SOLO, Loss, Team
 from engine.environment import GIB
 from engine.errors import CheckpointError, DivergedError
 from engine.model import GPT
-from engine.optimizer import apply_update, build_optimizer, pack_state, unpack_state
+from engine.optimizer import apply_update, build_optimizer, pack_state, set_rate, unpack_state
 from engine.plan import Plan, learning_rate
 from engine.run import ActiveRun
 from engine.start import Text, open_text
@@ -50,6 +53,14 @@ class Stopwatch:
         self.elapsed_s = elapsed_s
         self._last = self._busy_since = time.perf_counter()
         self._recent: deque[tuple[int, float]] = deque()
+        self._memory, self._memory_at = 0.0, -math.inf
+
+    def memory_gib(self, device: torch.device) -> float:
+        """`memory_gib`, asked ten times a second at most: it takes as long as a tenth of a small model's step."""
+        now = time.perf_counter()
+        if now - self._memory_at > 0.1:
+            self._memory, self._memory_at = memory_gib(device), now
+        return self._memory
 
     def lap(self, tokens: int) -> float:
         """A step of so many tokens is done; returns tokens per second, evaluation and the like left out."""
@@ -76,9 +87,14 @@ class TrainState:
 
     Attributes:
         plan: of the run; `plan.config` is the resolved config.
-        bad: () on the device, 1 once a loss or a gradient was not finite; from then on no update is applied.
+        batch: (B, T + 1) on the device, where a step reads its tokens.
+        results: (4,) on the device: the step's loss, its gradient norm, 1 once either was not finite (from then on no
+            update is applied), and fp16's scale.
+        recorder: replays what it has recorded of a step.
+        parallel: the model's loss with gradients averaged over a team's processes; None in one that trains alone.
+        team: the processes that train together; here, and for the most part, one.
         step: optimizer steps done.
-        position: training windows seen.
+        position: training windows seen, by all processes together.
         tokens: trained on.
         watch: training time.
     """
@@ -90,7 +106,11 @@ class TrainState:
     validation: Tokens
     scaler: torch.amp.GradScaler
     device: torch.device
-    bad: Tensor
+    batch: Tensor
+    results: Tensor
+    recorder: Recorder
+    parallel: Loss | None = None
+    team: Team = SOLO
     step: int = 0
     position: int = 0
     tokens: int = 0
@@ -102,6 +122,11 @@ class TrainState:
         """The resolved settings."""
         return self.plan.config
 
+    @property
+    def loss(self) -> Loss:
+        """What a step differentiates: tokens and targets, (B, T) each, to their mean loss."""
+        return self.parallel or self.model.loss
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of forward passes; weights are fp32 always."""
         if self.config.precision == "fp32":
@@ -109,22 +134,30 @@ class TrainState:
         return torch.autocast(self.device.type, DTYPES[self.config.precision])
 
 
-def prepare(run: ActiveRun) -> TrainState:
+def prepare(run: ActiveRun, team: Team = SOLO) -> TrainState:
     """Build model, optimizer and data for a run: fresh, or exactly as its checkpoint left them.
 
     Raises:
         CheckpointError: the checkpoint is damaged or does not fit.
         ConfigError: a corpus or bitsandbytes is missing.
     """
-    state = build(run.plan, open_text(run.config), initialize=run.start_from is None)
-    if run.start_from is not None:
-        restore(state, run.start_from, same_text=run.keeps_text, same_optimizer=run.keeps_optimizer)
+    same = {"same_text": run.keeps_text, "same_optimizer": run.keeps_optimizer}
+    return start_state(run.plan, run.start_from, **same, text=open_text(run.config), team=team)
+
+
+def start_state(
+    plan: Plan, start_from: Checkpoint | None, *, same_text: bool, same_optimizer: bool, text: Text, team: Team
+) -> TrainState:
+    """What `prepare` builds, from parts that any process of a team can have; see `restore`."""
+    state = build(plan, text, initialize=start_from is None, team=team)
+    if start_from is not None:
+        restore(state, start_from, same_text=same_text, same_optimizer=same_optimizer)
     if state.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(state.device)
     return state
 
 
-def build(plan: Plan, text: Text, *, initialize: bool = True) -> TrainState:
+def build(plan: Plan, text: Text, *, initialize: bool = True, team: Team = SOLO) -> TrainState:
     """Model, optimizer and data at step 0.
 
     Args:
@@ -137,6 +170,10 @@ def build(plan: Plan, text: Text, *, initialize: bool = True) -> TrainState:
     torch.set_num_threads(config.threads)  # of this thread: drivers differ in which one trains, results must not
     torch.manual_seed(config.seed)  # dropout; nothing else in the process may draw from the global generator
     device = torch.device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # of this thread: events and collectives go by it
+        if torch.cuda.current_stream() == torch.cuda.default_stream():
+            torch.cuda.set_stream(torch.cuda.Stream())  # of this thread: the default stream cannot be recorded
     model = GPT(
         config.model,
         dropout=config.dropout,
@@ -157,8 +194,31 @@ def build(plan: Plan, text: Text, *, initialize: bool = True) -> TrainState:
         validation=text.validation,
         scaler=torch.amp.GradScaler(device.type, init_scale=FP16_SCALE, enabled=config.precision == "fp16"),
         device=device,
-        bad=torch.zeros((), device=device),
+        batch=torch.zeros(config.batch_size, config.model.context_length + 1, dtype=torch.int64, device=device),
+        results=torch.tensor([0.0, 0.0, 0.0, 1.0], device=device),
+        recorder=Recorder(records(config, device) and team.world.size == 1),
+        parallel=team.parallel_loss(model, device, config.seed),
+        team=team,
     )
+
+
+def wants_compilation(state: TrainState) -> bool:
+    """Whether the next step is to be the first compiled one in this process."""
+    return state.step >= COMPILE_AT_STEP and state.model.compiled is None and compiles(state.plan, state.device)
+
+
+def compile_model(state: TrainState) -> None:
+    """Compile the model's blocks for this run's batches.
+
+    Raises:
+        RuntimeError and others: it cannot be done here; the model is as it was.
+    """
+    model = state.config.model
+    dtype = torch.bfloat16 if state.config.precision == "bf16" else torch.float32
+    example = torch.zeros(state.config.batch_size, model.context_length, model.width, dtype=dtype, device=state.device)
+    state.model.train()
+    with state.autocast():
+        state.model.compiled = compile_stack(state.model.stack, example)
 
 
 def train_step(state: TrainState, *, wait: bool = False) -> Iterator[dict[str, Any]]:
@@ -175,65 +235,80 @@ def train_step(state: TrainState, *, wait: bool = False) -> Iterator[dict[str, A
 
 
 def _launch(state: TrainState) -> None:
-    config, model, optimizer, scaler = state.config, state.model, state.optimizer, state.scaler
+    config, recorder = state.config, state.recorder
     rate = learning_rate(config, state.step, state.plan.total_steps)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    model.train()
-    loss = torch.zeros((), device=state.device)
-    for _ in range(config.grad_accum_steps):
-        tokens, targets = _next_batch(state)
-        with state.autocast():
-            part = model.loss(tokens, targets) / config.grad_accum_steps
-        scaler.scale(part).backward()
-        loss += part.detach()
-    if scaler.is_enabled():
-        scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
-    finite = torch.isfinite(loss) if scaler.is_enabled() else torch.isfinite(loss) & torch.isfinite(norm)
-    state.bad = torch.maximum(state.bad, (~finite).float())
-    _update(state)
-    optimizer.zero_grad(set_to_none=True)
+    set_rate(state.optimizer, rate)
+    recorder.begin_step()
+    if config.grad_accum_steps == 1 and config.optimizer == "adamw":
+        _load_batch(state)
+        recorder.run("step", partial(_whole_step, state))
+    else:
+        for number in range(config.grad_accum_steps):
+            _load_batch(state)
+            first = number == 0
+            with state.team.accumulating(state.loss, more=number + 1 < config.grad_accum_steps):
+                recorder.run("first" if first else "next", partial(_forward_backward, state, first=first))
+        _update(state, keep_gradients=recorder.recording)  # their memory belongs to the graphs, which overwrite it
     state.step += 1
-    state.tokens += config.tokens_per_step
-    _send_results(state, rate, loss, norm)
+    state.tokens += state.plan.tokens_per_step
+    _send_results(state, rate)
 
 
-def _next_batch(state: TrainState) -> tuple[Tensor, Tensor]:
-    batch = torch.from_numpy(state.windows.batch(state.position, state.config.batch_size))  # (B, T + 1)
-    state.position += state.config.batch_size
+def _whole_step(state: TrainState) -> None:
+    _forward_backward(state, first=True)
+    _update(state)
+
+
+def _load_batch(state: TrainState) -> None:
+    """Put the next windows where the step reads them."""
+    count, world = state.config.batch_size, state.team.world
+    batch = torch.from_numpy(state.windows.batch(state.position + world.rank * count, count))  # (B, T + 1)
+    state.position += world.size * count  # one process would go through the same batches one after the other
     if state.device.type == "cuda":
-        batch = batch.pin_memory().to(state.device, non_blocking=True)
-    return batch[:, :-1], batch[:, 1:]
+        batch = batch.pin_memory()
+    state.batch.copy_(batch, non_blocking=True)
 
 
-def _update(state: TrainState) -> None:
-    """Apply the gradients unless something was not finite.
+def _forward_backward(state: TrainState, *, first: bool) -> None:
+    """One batch: its share of the loss is added up, and its gradients; the first of a step starts both anew."""
+    with state.autocast():
+        part = state.loss(state.batch[:, :-1], state.batch[:, 1:]) / state.config.grad_accum_steps
+    state.scaler.scale(part).backward()
+    loss = state.results[0]
+    loss.copy_(part.detach() if first else loss + part.detach())
+
+
+def _update(state: TrainState, *, keep_gradients: bool = False) -> None:
+    """Clip and apply the gradients, unless something was not finite; leave loss, norm, verdict and scale in `results`.
 
     PyTorch's fused AdamW looks at `found_inf` on the device and then leaves the weights alone, as it does for gradient
     scaling. bitsandbytes' optimizers cannot, so for them the host has to look, and to wait on a GPU.
     """
-    if state.scaler.is_enabled():
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-    elif state.device.type == "cuda" and state.config.optimizer == "adamw":
-        state.optimizer.found_inf = state.bad  # type: ignore[attr-defined]
+    config, scaler, results = state.config, state.scaler, state.results
+    state.team.mean(results[0])
+    if scaler.is_enabled():
+        scaler.unscale_(state.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip or math.inf)
+    loss, bad = results[0], results[2]
+    finite = torch.isfinite(loss) if scaler.is_enabled() else torch.isfinite(loss) & torch.isfinite(norm)
+    results[1].copy_(norm)
+    bad.copy_(torch.maximum(bad, (~finite).float()))
+    if scaler.is_enabled():
+        scaler.step(state.optimizer)
+        scaler.update()
+        assert scaler._scale is not None
+        results[3].copy_(scaler._scale)  # its public getter would wait for the device
+    elif state.device.type == "cuda" and config.optimizer == "adamw":
+        state.optimizer.found_inf = bad  # type: ignore[attr-defined]
         state.optimizer.step()
-    elif not state.bad.item():
+    elif not bad.item():
         apply_update(state.optimizer)
+    if not keep_gradients:
+        state.optimizer.zero_grad(set_to_none=True)
 
 
-def _send_results(state: TrainState, rate: float, loss: Tensor, norm: Tensor) -> None:
+def _send_results(state: TrainState, rate: float) -> None:
     """Start copying the step's numbers to the host."""
-    scale = state.scaler._scale if state.scaler.is_enabled() else None  # its public getter would wait for the device
-    results = torch.stack([loss, norm.detach(), state.bad, torch.ones_like(loss) if scale is None else scale])
-    arrived = None
-    if state.device.type == "cuda":
-        host = torch.empty(4, pin_memory=True)
-        host.copy_(results, non_blocking=True)
-        results = host
-        arrived = torch.cuda.Event()
-        arrived.record()
     row = {
         "step": state.step,
         "epoch": state.position / state.windows.per_epoch,
@@ -241,7 +316,14 @@ def _send_results(state: TrainState, rate: float, loss: Tensor, norm: Tensor) ->
         "learning_rate": rate,
         "position": state.position,
     }
-    state.in_flight.append(InFlight(row, results, arrived))
+    if state.device.type != "cuda":
+        state.in_flight.append(InFlight(row, state.results.clone(), None))
+        return
+    host = torch.empty(4, pin_memory=True)
+    host.copy_(state.results, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    state.in_flight.append(InFlight(row, host, arrived))
 
 
 def finished_rows(state: TrainState, leave: int = 0) -> Iterator[dict[str, Any]]:
@@ -259,10 +341,10 @@ def finished_rows(state: TrainState, leave: int = 0) -> Iterator[dict[str, Any]]
         state.in_flight.popleft()
         loss, norm, bad, scale = oldest.results.tolist()
         row = oldest.row
-        row["tokens_per_s"] = state.watch.lap(state.config.tokens_per_step)
+        row["tokens_per_s"] = state.watch.lap(state.plan.tokens_per_step)
         row["elapsed_s"] = state.watch.elapsed_s
         row["train_loss"], row["grad_norm"] = loss, norm
-        row["memory_gib"] = memory_gib(state.device)
+        row["memory_gib"] = state.watch.memory_gib(state.device)
         yield row
         if bad:
             raise DivergedError(_not_finite(row))
@@ -301,9 +383,7 @@ def snapshot(state: TrainState) -> Contents:
     if state.config.tie_embeddings:
         del weights["head.weight"]  # the same tensor as the token embedding
     tensors, scalars = pack_state(state.optimizer)
-    tensors["rng.cpu"] = torch.get_rng_state()
-    if state.device.type == "cuda":
-        tensors["rng.cuda"] = torch.cuda.get_rng_state(state.device)
+    tensors |= state.team.random_states(state.device)
     counters = {
         "step": state.step,
         "position": state.position,
@@ -327,16 +407,14 @@ def restore(state: TrainState, checkpoint: Checkpoint, *, same_text: bool, same_
     contents = load(checkpoint)
     try:
         load_weights(state.model, contents.model)
-        random = {name: contents.optimizer.pop(name) for name in ("rng.cpu", "rng.cuda") if name in contents.optimizer}
+        random = {name: contents.optimizer.pop(name) for name in [*contents.optimizer] if name.startswith("rng.")}
         if same_optimizer:
             unpack_state(state.optimizer, contents.optimizer, contents.state["optimizer"])
         if state.scaler.is_enabled() and contents.state["scaler"]:
             state.scaler.load_state_dict(contents.state["scaler"])
         state.step, state.tokens = int(contents.state["step"]), int(contents.state["tokens"])
         state.watch = Stopwatch(float(checkpoint.progress["elapsed_s"]))
-        torch.set_rng_state(random["rng.cpu"])
-        if state.device.type == "cuda" and "rng.cuda" in random:
-            torch.cuda.set_rng_state(random["rng.cuda"], state.device)
+        state.team.set_random_states(random, state.device)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         message = f"Checkpoint {checkpoint.path.name} of run {checkpoint.run_id} does not fit this model: {error}"
         raise CheckpointError(message) from error

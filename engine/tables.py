@@ -128,6 +128,11 @@ def read_table(folder: Path, name: str, schema: pa.Schema) -> tuple[pd.DataFrame
     return joined.to_pandas(), problems
 
 
+def read_rows(folder: Path, name: str, schema: pa.Schema) -> pa.Table:
+    """The same rows as Arrow has them, types and missing values kept."""
+    return _join(folder, name, schema)[0]
+
+
 def table_signature(folder: Path, name: str) -> Signature:
     """Changes exactly when the table's files do; costs a few system calls."""
     return tuple(

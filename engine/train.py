@@ -24,16 +24,20 @@ from engine.run import ActiveRun, Run
 from engine.start import new_run
 
 if TYPE_CHECKING:
+    from engine.distributed import Team
     from engine.step import TrainState
 
 
-def train(config: TrainConfig, run: ActiveRun | None = None, control: Control | None = None) -> Run:
+def train(
+    config: TrainConfig, run: ActiveRun | None = None, control: Control | None = None, team: Team | None = None
+) -> Run:
     """Train until the run is complete, or `control` stops it.
 
     Args:
         config: the settings.
         run: from `engine.start`: a new run, one to resume, or a branch; None makes a new one from `config`.
         control: how others steer it.
+        team: the processes that train it together, of which this is rank 0; None trains in this process alone.
 
     Returns:
         The run as a reader sees it: metrics, samples, checkpoints.
@@ -45,29 +49,39 @@ def train(config: TrainConfig, run: ActiveRun | None = None, control: Control | 
     run = run or new_run(config)
     control = control or Control()
     try:
-        _train(run, control)
+        _train(run, control, team)
     except BaseException as error:
-        failure = explain(error, run)
+        lost = team.lost_behind(error) if team else ""
+        failure = _rank_lost(run, lost) if lost else explain(error, run)
         _record_failure(run, failure)
-        _let_go(error)
+        if not lost:  # a GPU that waits for a lost rank would never let go; the process ends anyway
+            _let_go(error)
         raise failure from error.__cause__ if failure is error else error
     finally:
         run.close()
     return run.reader
 
 
-def _train(run: ActiveRun, control: Control) -> None:
+def _train(run: ActiveRun, control: Control, team: Team | None) -> None:
+    from engine.distributed import SOLO
     from engine.evaluate import evaluate
-    from engine.step import prepare, train_step
+    from engine.follow import begin
+    from engine.step import prepare, train_step, wants_compilation
 
-    state = prepare(run)
+    team = team or SOLO
+    team.when_stuck(lambda sentence: _record_failure(run, _rank_lost(run, sentence)))
+    begin(team, run)
+    state = prepare(run, team)
     run.rewind()
     _begin(run, state)
     while state.step < state.plan.total_steps:
         _serve_requests(run, state, control)
         if control.stopping:
             break
+        if wants_compilation(state):
+            _compile(run, state)
         due = _due(state.config, state.step + 1, state.plan.total_steps)
+        team.order("step")
         for row in train_step(state, wait=bool(due)):
             _log(run, state, row)
         if "evaluate" in due:
@@ -95,11 +109,34 @@ def _begin(run: ActiveRun, state: TrainState) -> None:
     elif run.start_from:
         run.event("resumed", f"Resumed at step {state.step:,}.")
     else:
-        run.event("started", f"Started on {config.device} in {config.precision}.")
+        together = f" by {state.plan.world_size} processes" if state.plan.world_size > 1 else ""
+        run.event("started", f"Started on {config.device} in {config.precision}{together}.")
     note = fallback_note(config.optimizer, state.device.type)
     if note:
         run.event("warning", note)
     run.set_state("running")
+
+
+def _compile(run: ActiveRun, state: TrainState) -> None:
+    """Compile the model, and say so; where that fails the run goes on without."""
+    from engine.step import compile_model
+
+    _settle(run, state)
+    run.flush()
+    run.event("compiling", "Compiling the model for this GPU, which takes some twenty seconds …")
+    state.team.order("compile")
+    try:
+        compile_model(state)
+    except Exception as error:  # a compiler can fail in many ways, and none of them need end the run
+        if is_out_of_memory(error):
+            raise
+        run.event("warning", f"Compilation failed, so training goes on without: {_first_line(error)}")
+        state.plan = dataclasses.replace(state.plan, config=dataclasses.replace(state.config, compile="off"))
+    state.watch.other_work_done()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
 
 
 def _due(config: TrainConfig, step: int, total_steps: int) -> set[str]:
@@ -112,6 +149,7 @@ def _due(config: TrainConfig, step: int, total_steps: int) -> set[str]:
 def _serve_requests(run: ActiveRun, state: TrainState, control: Control) -> None:
     """Between two steps: save when asked, and wait while paused."""
     control.apply(run.take_request())
+    control.apply(state.team.request)
     if control.take_save_request():
         _settle(run, state)
         _save(run, state)
@@ -125,6 +163,7 @@ def _serve_requests(run: ActiveRun, state: TrainState, control: Control) -> None
 
     def while_waiting() -> None:
         control.apply(run.take_request())
+        control.apply(state.team.request)
         if control.take_save_request():
             _save(run, state)
 
@@ -172,6 +211,7 @@ def _save(run: ActiveRun, state: TrainState) -> None:
 
     run.flush()
     run.event("saving", f"Saving a checkpoint at step {state.step:,} …")
+    state.team.order("save")
     checkpoint = save(run.folder, snapshot(state), run.progress, to_dict(run.config))
     prune(run.folder, run.config.keep_checkpoints)
     run.event("saved", f"Saved a checkpoint at step {state.step:,} ({checkpoint.bytes / 2**20:,.0f} MiB).")
@@ -192,11 +232,15 @@ def explain(error: BaseException, run: ActiveRun) -> LabError:
         return error
     if isinstance(error, OSError) and error.errno is not None:
         return TrainingError(f"{storage_sentence(error, run.folder)} {_way_on(run)}")
-    if _is_out_of_memory(error):
-        return _out_of_memory(run.config)
+    if is_out_of_memory(error):
+        return out_of_memory(run.config)
     if isinstance(error, KeyboardInterrupt):
         return TrainingError(f"Training was cut short. {_way_on(run)}")
     return TrainingError(f"Training ended by a defect of the lab: {type(error).__name__}: {error}")
+
+
+def _rank_lost(run: ActiveRun, sentence: str) -> LabError:
+    return TrainingError(f"{sentence} {_way_on(run)}")
 
 
 def _way_on(run: ActiveRun) -> str:
@@ -205,7 +249,7 @@ def _way_on(run: ActiveRun) -> str:
     return "The run had no checkpoint yet, so it has to be started anew."
 
 
-def _out_of_memory(config: TrainConfig) -> OutOfMemoryError:
+def out_of_memory(config: TrainConfig) -> OutOfMemoryError:
     """What would fit into the memory that this run could have had, by the estimate."""
     device = config.device
     needed = estimate_memory(config, device).total
@@ -231,7 +275,7 @@ def _let_go(error: BaseException) -> None:
         torch.cuda.empty_cache()
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     words = str(error)
     return isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
 

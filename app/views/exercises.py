@@ -1,5 +1,8 @@
 """Exercises: the guide's suggested runs and its four experiments, set up with one click and read when they are done."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import streamlit as st
 
 from app.widgets import actions, charts, corpus_work, formats, run_parts
@@ -46,7 +49,9 @@ def show(exercise: Exercise) -> None:
 
 
 def _runs(setup: Setup, found: dict[str, Run]) -> None:
-    """The runs: their settings, and how far they are."""
+    """The runs: how far they are, and their settings."""
+    first, *others = (run.settings for run in setup.runs)
+    shared = {name: value for name, value in first.items() if all(name in o and o[name] == value for o in others)}
     for planned in setup.runs:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             run = found.get(planned.role)
@@ -56,8 +61,15 @@ def _runs(setup: Setup, found: dict[str, Run]) -> None:
             else:
                 run_parts.state_badge(snapshot(run).state)
                 actions.run_link(run.id, planned.name)
-            words = [f"{label(name).lower()} {value}" for name, value in planned.settings.items() if name in SETTINGS]
-            st.caption(plain(", ".join(words)), width="content")
+            st.caption(_words({k: v for k, v in planned.settings.items() if k not in shared}), width="content")
+    st.caption(f"Settings{' of each' if others else ''}: {_words(shared)}")
+
+
+def _words(settings: Mapping[str, Any]) -> str:
+    """Settings as one reads them; what is turned off, and the limit that is never reached, need no words."""
+    idle = {"epochs"} if settings.get("max_steps") else set()
+    named = {name: value for name, value in settings.items() if name in SETTINGS and name not in idle}
+    return plain(", ".join(f"{label(name).lower()} {value}" for name, value in named.items() if value not in (0, -1)))
 
 
 def _start(exercise: Exercise, setup: Setup, found: dict[str, Run]) -> None:

@@ -45,12 +45,14 @@ if run is None:
     preload()
 else:
     st.session_state["watched"] = run.id
+    st.session_state.pop("reused", None)
     # Named after the run, so that it is closed again once the new one is shown; made only while it is open.
     new = st.expander("New run", icon=":material/add:", key=f"new-run-{run.id}", on_change="rerun")
     if new.open:
         with new:
             config_form()
     run_view(run)
+    actions.details_link(run.id, "Everything about this run: checkpoints, playground, lineage, downloads")
 if "run" not in st.query_params and (run is None or not run.is_locked):
     follow(run.id if run else "")
 elif run is not None:

@@ -1,38 +1,100 @@
-"""Runs: find runs, lay their losses over each other, open, resume or delete them."""
+"""Runs: find runs, name and star them, delete them, and lay them over each other."""
+
+from collections.abc import Sequence
 
 import streamlit as st
 
 from app.widgets import actions
+from app.widgets.choice import choose, chosen_ids
 from app.widgets.comparison import comparison
+from app.widgets.deletion import delete_button, deletion_notice, trash
+from app.widgets.formats import plain
+from app.widgets.guard import guard
+from app.widgets.import_run import import_run
+from app.widgets.run_filters import all_tags, clear_filters, run_filters
+from app.widgets.run_labels import label_form, star_button
 from app.widgets.run_table import run_table
 from app.widgets.snapshot import snapshot
-from engine.run import Run, list_runs
+from engine.library import Summary, list_summaries
+from engine.run import Run, active_runs, load_run
+
+COMPARED = 50  # runs at most; a chart of more shows nothing
+TICK_S = 5.0
 
 
-def act_on(chosen: list[Run]) -> None:
-    """Open, resume, delete."""
-    shots = [snapshot(run) for run in chosen]
-    one = shots[0] if len(shots) == 1 else None
+@guard()
+def find(chosen: list[str]) -> None:
+    """Search, filters and the table; a search draws nothing else anew."""
+    runs = list_summaries()
+    filters = run_filters(runs)
+    shown = sorted(filter(filters.match, runs), key=lambda run: not run.starred)
+    if not shown:
+        st.write("No run matches.")
+        st.button("Show all runs", icon=":material/filter_alt_off:", on_click=clear_filters, key="clear-filters")
+    ids = {run.id for run in shown}
+    ticked = run_table(shown, chosen) if shown else []
+    unseen = len([run_id for run_id in chosen if run_id not in ids])
+    count = f"{len(shown):,} of {len(runs):,} runs" if len(shown) < len(runs) else f"{len(runs):,} runs"
+    st.caption(
+        f"{'1 run' if len(runs) == 1 else count}. Choose rows on the left to compare their losses."
+        + (f" {unseen:,} of the {len(chosen):,} chosen are not in this list." if unseen else "")
+    )
+    now = [run.id for run in runs if run.id in ticked or (run.id in chosen and run.id not in ids)]
+    if now != chosen:
+        choose(now, in_table=True)
+        st.rerun()
+
+
+def act_on(chosen: Sequence[Summary], sound: Sequence[Run]) -> None:
+    """Open, resume, star, delete."""
+    one = sound[0] if len(chosen) == len(sound) == 1 else None
     with st.container(horizontal=True):
         if st.button("Open", icon=":material/open_in_new:", type="primary", disabled=one is None) and one:
-            actions.show_run(one.run.id)
-        can_resume = one is not None and one.resume_step is not None
+            actions.open_run(one.id)
+        can_resume = one is not None and snapshot(one).resume_step is not None
         if st.button("Resume", icon=":material/play_arrow:", disabled=not can_resume) and one:
-            actions.resume(one.run.id)
-        active = any(shot.is_active for shot in shots)
-        why = "A run that is being trained cannot be deleted. Stop it first." if active else None
-        if st.button("Delete …", icon=":material/delete:", disabled=active or not shots, help=why):
-            actions.confirm_deletion([shot.run.id for shot in shots], [shot.name for shot in shots])
+            actions.resume(one.id)
+        star_button([run for run in chosen if not run.problem])
+        delete_button(chosen)
+        if len(chosen) > 1:
+            st.button("Choose none", icon=":material/deselect:", on_click=choose, args=([],), key="choose-none")
+
+
+def look_at(chosen: Sequence[Summary], everything: Sequence[Summary]) -> None:
+    """What one can do with the chosen runs, and their curves."""
+    sound = [load_run(run.id) for run in chosen if not run.problem]
+    act_on(chosen, sound)
+    for run in chosen:
+        if run.problem:
+            st.warning(f"{plain(run.id)}: {plain(run.problem)}", icon=":material/broken_image:")
+    if len(chosen) == len(sound) == 1:
+        with st.expander("Name, note and tags", icon=":material/edit:", key=f"edit-{sound[0].id}"):
+            label_form(chosen[0], all_tags(everything))
+    if len(sound) > COMPARED:
+        st.caption(f"The first {COMPARED} of the {len(sound):,} chosen runs are compared.")
+    if sound:
+        comparison(sound[:COMPARED])
+
+
+@st.fragment(run_every=2.0)
+@guard()
+def follow(before: list[str]) -> None:
+    """Draw the page anew when a run begins or ends, wherever it trains."""
+    if [run.id for run in active_runs()] != before:
+        st.rerun()
 
 
 st.title("Runs", anchor=False)
-runs = list_runs()
+import_run()
+runs = list_summaries()
+chosen = chosen_ids(runs)
+active = [run.id for run in active_runs()]
+deletion_notice()
 if runs:
-    st.caption("Choose rows on the left to compare their losses.")
-    chosen = run_table(runs)
-    act_on(chosen)
-    if chosen:
-        comparison(chosen)
+    st.fragment(find, run_every=TICK_S if active else None)(chosen)
+    look_at([run for run in runs if run.id in chosen], runs)
 else:
     st.write("There is no run yet. A smoke run takes about half a minute:")
     st.page_link("views/home.py", label="Start on Home", icon=":material/rocket_launch:")
+trash()
+follow(active)

@@ -1,4 +1,4 @@
-"""What buttons do: start, resume, steer and delete runs through the engine, and say how it went."""
+"""What buttons do: start, resume and steer runs through the engine, and say how it went."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from app.widgets import formats
 from app.widgets.formats import plain
 from engine import session
 from engine.errors import LabError, RunBusyError
-from engine.run import delete_run
 
 PRETRAINING = "views/pretraining.py"
+RUN = "views/run.py"
 
 
 def launch(start: Callable[[], str]) -> None:
@@ -48,6 +48,21 @@ def run_link(run_id: str, label: str, icon: str = ":material/arrow_forward:") ->
         st.page_link(PRETRAINING, label=formats.plain(label), icon=icon, query_params={"run": run_id})
 
 
+def open_run(run_id: str) -> NoReturn:
+    """Go to the page with everything about a run."""
+    st.switch_page(RUN, query_params={"id": run_id})
+
+
+def run_address(run_id: str) -> str:
+    """The address of that page, for plain links."""
+    return f"run?id={quote(run_id)}"
+
+
+def details_link(run_id: str, label: str, icon: str = ":material/arrow_forward:") -> None:
+    """A link to that page, from another one."""
+    st.page_link(RUN, label=formats.plain(label), icon=icon, query_params={"id": run_id})
+
+
 def resume(run_id: str) -> None:
     """Continue a run from its newest checkpoint."""
     try:
@@ -62,29 +77,3 @@ def steer(run_id: str, what: str) -> None:
         session.request(run_id, what)
     except LabError as error:  # it ended between the last tick and the click
         st.toast(plain(str(error)), icon=":material/info:")
-
-
-@st.dialog("Delete runs")
-def confirm_deletion(run_ids: list[str], names: list[str]) -> None:
-    """Ask, then delete."""
-    st.write("This deletes metrics, samples and checkpoints for good:" if run_ids else "")
-    for run_id, name in zip(run_ids, names, strict=True):
-        st.text(f"{name}  ({run_id})")
-    with st.container(horizontal=True):
-        if st.button("Delete", type="primary", icon=":material/delete:"):
-            _delete(run_ids)
-        if st.button("Cancel"):
-            st.rerun()
-
-
-def _delete(run_ids: list[str]) -> None:
-    refused = []
-    for run_id in run_ids:
-        try:
-            delete_run(run_id)
-        except LabError as error:
-            refused.append(str(error))
-    if not refused:
-        st.rerun()
-    for sentence in refused:
-        st.error(plain(sentence))

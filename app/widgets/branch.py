@@ -16,7 +16,7 @@ from engine.branching import differences_that_matter
 from engine.checkpoint import Checkpoint
 from engine.config import label
 from engine.errors import ConfigError, LabError
-from engine.start import plan_branch
+from engine.start import plan_branch, shared_out
 
 
 def branch_button(shot: Snapshot, checkpoints: list[Checkpoint]) -> None:
@@ -33,7 +33,7 @@ def _dialog(shot: Snapshot, checkpoints: list[Checkpoint]) -> None:
         "it is; to go on with it unchanged, close this and press Resume."
     )
     by_step = {checkpoint.step: checkpoint for checkpoint in reversed(checkpoints)}
-    step = st.selectbox("Checkpoint", list(by_step), format_func=lambda s: _describe(by_step[s]), key="branch-step")
+    step = st.selectbox("Checkpoint", list(by_step), format_func=lambda s: describe(by_step[s]), key="branch-step")
     changes = ask_changes(shot.run.config, key="branch")
     if not changes:
         st.caption("Choose settings to change above.")
@@ -48,7 +48,10 @@ def _dialog(shot: Snapshot, checkpoints: list[Checkpoint]) -> None:
             st.error(plain(str(error)), icon=":material/error:")
 
 
-def _describe(checkpoint: Checkpoint) -> str:
+def describe(checkpoint: Checkpoint) -> str:
+    """A checkpoint in one line: step, losses, size, when; or what is wrong with it."""
+    if checkpoint.problem:
+        return f"step {checkpoint.step:,} · damaged: {checkpoint.problem}"
     progress = checkpoint.progress
     parts = [f"step {checkpoint.step:,}", f"training loss {formats.loss(progress.get('train_loss'))}"]
     if progress.get("val_step") == checkpoint.step:
@@ -68,7 +71,7 @@ def _preview(shot: Snapshot, step: int, changes: dict[str, Any]) -> bool:
         st.error(plain(str(error)), icon=":material/error:")
         return True
     st.markdown(f"From step {step:,} to step {plan.total_steps:,}. What differs:")
-    for difference in differences_that_matter(shot.run.config, plan.config):
+    for difference in differences_that_matter(shared_out(shot.run), plan.config):
         before, after = plain(str(difference.old)), plain(str(difference.new))
         st.markdown(f"- **{plain(label(difference.name))}**: {before} → {after}. {plain(difference.effect)}")
     return False

@@ -109,9 +109,9 @@ def loss_figure(curves: Sequence[Curve], view: View, rungs: Sequence[tuple[str, 
     Args:
         curves: of the runs.
         view: how they are looked at.
-        rungs: names and losses of the loss ladder, drawn as lines where they are near the curves: see `_add_rungs`.
+        rungs: names and losses of the loss ladder, drawn as lines where they are near the curves: see `add_rungs`.
     """
-    figure = _figure(view, "nats per token")
+    figure = empty_figure(view, "nats per token")
     taken: dict[int, int] = {}
     for curve in curves:
         number = colour_number(curve.run_id)
@@ -121,8 +121,8 @@ def loss_figure(curves: Sequence[Curve], view: View, rungs: Sequence[tuple[str, 
             _add_training(figure, curve, view, DASHES[repeats % len(DASHES)], alone=alone)
         if "val" in view.parts:
             _add_validation(figure, curve, view, alone=alone)
-    _add_rungs(figure, rungs)
-    return _say_if_empty(figure)
+    add_rungs(figure, rungs)
+    return say_if_empty(figure)
 
 
 def _add_training(figure: Figure, curve: Curve, view: View, dash: str, *, alone: bool) -> None:
@@ -132,12 +132,12 @@ def _add_training(figure: Figure, curve: Curve, view: View, dash: str, *, alone:
     name = "training" if alone else curve.name
     if view.smoothing > 0:
         line = dict(color=tint, width=1)
-        figure["data"] += [_line(x[chosen], raw[chosen], f"{name}, raw", line, opacity=0.4, showlegend=alone)]
+        figure["data"] += [trace(x[chosen], raw[chosen], f"{name}, raw", line, opacity=0.4, showlegend=alone)]
     smoothed = smooth(pd.Series(raw), view.smoothing).to_numpy()
     label = f"{name}, smoothed" if alone and view.smoothing > 0 else name
     line = dict(color=tint, width=2, dash=dash)
-    figure["data"] += [_line(x[chosen], smoothed[chosen], label, line, showlegend=True)]
-    _mark_not_finite(figure, x[~np.isfinite(raw)])
+    figure["data"] += [trace(x[chosen], smoothed[chosen], label, line, showlegend=True)]
+    mark_not_finite(figure, x[~np.isfinite(raw)])
 
 
 def _add_validation(figure: Figure, curve: Curve, view: View, *, alone: bool) -> None:
@@ -145,13 +145,13 @@ def _add_validation(figure: Figure, curve: Curve, view: View, *, alone: bool) ->
     chosen = thin(x, measured)
     name = "validation" if alone else f"{curve.name}, validation"
     tint = PALETTE[(colour_number(curve.run_id) + (1 if alone else 0)) % len(PALETTE)]
-    drawn = _line(x[chosen], measured[chosen], name, dict(color=tint, width=1, dash="dot"))
-    marker = dict(color=tint, size=8, symbol="diamond")
+    drawn = trace(x[chosen], measured[chosen], name, dict(color=tint, width=1, dash="dot"))
+    marker = dict(color=tint, size=8 if len(chosen) <= 40 else 5, symbol="diamond")
     legend = alone or "train" not in view.parts
     figure["data"] += [drawn | dict(mode="lines+markers", marker=marker, showlegend=legend)]
 
 
-def _mark_not_finite(figure: Figure, places: NDArray[Any]) -> None:
+def mark_not_finite(figure: Figure, places: NDArray[Any]) -> None:
     """A line has a gap where its value is not a number; the mark says that it was measured, and was none."""
     at = dict(yref="paper", line=dict(color=ALARM, width=1, dash="dash"))
     for x in places[:10].tolist():
@@ -165,7 +165,7 @@ RUNG_REACH = 0.5  # nats above and below the curves
 LABEL_HEIGHT = 0.05  # of a chart's height, about: labels that are nearer to one another become one
 
 
-def _add_rungs(figure: Figure, rungs: Sequence[tuple[str, float]]) -> None:
+def add_rungs(figure: Figure, rungs: Sequence[tuple[str, float]]) -> None:
     """A thin line with a label for each rung within `RUNG_REACH` of what is drawn.
 
     The others would squeeze the curves; a falling curve gets near them in its time. On a log axis, where half a nat can
@@ -219,13 +219,13 @@ def line_figure(
     Args:
         marks: names and values of lines to compare it with.
     """
-    figure = _figure(view, unit)
+    figure = empty_figure(view, unit)
     x, y = _columns(curve.metrics, view.x, column)
     chosen = thin(x, y)
     line = dict(color=colour(curve.run_id), width=1.5)
-    figure["data"] = [_line(x[chosen], y[chosen], unit, line, hover=hover, showlegend=False)]
-    _add_rungs(figure, marks)
-    return _say_if_empty(figure)
+    figure["data"] = [trace(x[chosen], y[chosen], unit, line, hover=hover, showlegend=False)]
+    add_rungs(figure, marks)
+    return say_if_empty(figure)
 
 
 # ------------------------------------------------------------------------------------------------- corpora
@@ -233,11 +233,11 @@ def line_figure(
 
 def rank_frequency_figure(statistics: Statistics) -> Figure:
     """How often the tokens of a corpus occur, the most frequent first; both axes logarithmic."""
-    figure = _plain_figure("Rank of the token", "occurrences", log_x=True, log_y=True)
+    figure = plain_figure("Rank of the token", "occurrences", log_x=True, log_y=True)
     figure["layout"]["xaxis"]["unifiedhovertitle"] = dict(text="rank %{x:,}")
     ranks, counts = np.array(statistics.curve).T
     known = {rank: token.shown for rank, token in enumerate(statistics.frequent, start=1)}
-    line = _line(ranks, counts.astype(float), "occurrences", dict(color=PALETTE[0], width=2), showlegend=False)
+    line = trace(ranks, counts.astype(float), "occurrences", dict(color=PALETTE[0], width=2), showlegend=False)
     line["hovertemplate"] = "%{y:,} × %{text}<extra></extra>"
     line["text"] = [html.escape(known.get(rank, "a token"), quote=False) for rank in ranks.tolist()]
     figure["data"] = [line]
@@ -246,10 +246,10 @@ def rank_frequency_figure(statistics: Statistics) -> Figure:
 
 def document_lengths_figure(statistics: Statistics) -> Figure:
     """How many documents are how long, lengths on a log axis. Of one document there is no distribution: it says so."""
-    figure = _plain_figure("Tokens of a document", "documents", log_x=True)
+    figure = plain_figure("Tokens of a document", "documents", log_x=True)
     lengths = statistics.lengths
     if lengths.count == 1:
-        figure = _say_if_empty(figure)
+        figure = say_if_empty(figure)
         figure["layout"]["annotations"][0]["text"] = f"one document of {lengths.max:,} tokens"
         return figure
     left, right = np.array(lengths.edges[:-1]), np.array(lengths.edges[1:])
@@ -264,7 +264,7 @@ def document_lengths_figure(statistics: Statistics) -> Figure:
 
 def ladder_figure(ladder: Ladder) -> Figure:
     """The rungs from guessing down to trigrams, each with its loss and its perplexity."""
-    figure = _plain_figure("nats per token", "")
+    figure = plain_figure("nats per token", "")
     layout = figure["layout"]
     layout["hovermode"] = False  # the labels say it all
     layout["xaxis"] |= dict(showgrid=True, rangemode="tozero")
@@ -276,9 +276,9 @@ def ladder_figure(ladder: Ladder) -> Figure:
     return figure
 
 
-def _plain_figure(x: str, y: str, *, log_x: bool = False, log_y: bool = False) -> Figure:
+def plain_figure(x: str, y: str, *, log_x: bool = False, log_y: bool = False) -> Figure:
     """Axes of something else than a run."""
-    figure = _figure(View(log_x=log_x, log_y=log_y), y)
+    figure = empty_figure(View(log_x=log_x, log_y=log_y), y)
     figure["layout"]["xaxis"]["title"] = dict(text=x)
     del figure["layout"]["xaxis"]["unifiedhovertitle"]
     figure["layout"]["uirevision"] = x
@@ -288,7 +288,7 @@ def _plain_figure(x: str, y: str, *, log_x: bool = False, log_y: bool = False) -
 # ------------------------------------------------------------------------------------------------- parts
 
 
-def _say_if_empty(figure: Figure) -> Figure:
+def say_if_empty(figure: Figure) -> Figure:
     """Axes without a curve would show numbers that nobody measured."""
     if not any(line["x"] for line in figure["data"]):
         layout = figure["layout"]
@@ -302,14 +302,14 @@ def _columns(metrics: pd.DataFrame, x: str, y: str) -> tuple[NDArray[Any], NDArr
     return rows[x].to_numpy(), rows[y].to_numpy(float)
 
 
-def _line(
+def trace(
     x: NDArray[np.float64], y: NDArray[np.float64], name: str, line: dict[str, Any], *, hover: str = ".4f", **more: Any
 ) -> dict[str, Any]:
     """A trace in SVG: on a machine without a GPU, WebGL takes the cores that train."""
     return dict(
         type="scatter",
-        x=[_short(value) for value in x.tolist()],
-        y=[_short(value) if math.isfinite(value) else None for value in y.tolist()],
+        x=short(x),
+        y=short(y),
         name=html.escape(name, quote=False),  # Plotly reads names as HTML
         mode="lines" if len(x) > 2 else "lines+markers",  # a single point has no line
         line=line,
@@ -319,15 +319,24 @@ def _line(
     )
 
 
-def _short(value: float) -> float:
-    """Six digits are more than a chart can show, and half the text to send."""
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+def short(values: NDArray[Any]) -> list[float | None]:
+    """Six digits are more than a chart can show, and half the text to send; None for what is not finite."""
+    if values.dtype.kind != "f":
+        return values.tolist()
+    finite = np.isfinite(values)
+    known = np.where(finite, values, 0.0)
+    place = 5 - np.floor(np.log10(np.abs(known), where=known != 0, out=np.zeros_like(known))).astype(int)
+    up, down = 10.0 ** np.clip(place, 0, 300), 10.0 ** np.clip(-place, 0, 300)  # one of them is 1
+    rounded = (np.round(known * up / down) / up * down).astype(object)
+    rounded[~finite] = None
+    return rounded.tolist()
 
 
 _HOVER = {"elapsed_s": "%{x:,.1f} s", "epoch": "epoch %{x:.3f}", "tokens": "%{x:,} tokens", "step": "step %{x:,}"}
 
 
-def _figure(view: View, unit: str) -> Figure:
+def empty_figure(view: View, unit: str) -> Figure:
+    """The axes of a chart of runs, without a line yet; `unit` is that of y."""
     axis = dict(zeroline=False, automargin=True)
     return dict(
         data=[],
@@ -360,7 +369,7 @@ def memory_figure(parts: Mapping[str, float], limits: Sequence[tuple[str, float]
         parts: name -> GiB.
         limits: name and GiB of devices, the one at hand first; larger ones than the next above the total are left out.
     """
-    figure = _plain_figure("GiB", "")
+    figure = plain_figure("GiB", "")
     layout = figure["layout"]
     total = sum(parts.values())
     layout |= dict(barmode="stack", hovermode="closest", bargap=0.3)
@@ -369,25 +378,24 @@ def memory_figure(parts: Mapping[str, float], limits: Sequence[tuple[str, float]
             type="bar",
             orientation="h",
             y=["memory"],
-            x=[_short(size)],
+            x=short(np.array([size])),
             name=f"{name} {size:.2f}",
             marker=dict(color=PALETTE[number % len(PALETTE)]),
             hovertemplate=f"{name}: %{{x:.2f}} GiB<extra></extra>",
         )
-        for number, (name, size) in enumerate(parts.items())
-        if size > 0
+        for number, (name, size) in enumerate(part for part in parts.items() if part[1] > 0)
     ]
     here, *cards = limits
     above = [limit for _, limit in cards if limit > total]
     end = max(min(above, default=total), here[1] if here[1] < 2 * total else 0, total) * 1.08
-    shown = [limit for limit in limits if limit[1] <= end]
+    apart = [card for card in cards if abs(card[1] - here[1]) > end / 8 or here[1] > end]  # labels stand side by side
+    shown = [limit for limit in (here, *apart) if limit[1] <= end]
     for name, limit in shown:
-        colour = ALARM if name == here[0] else NEUTRAL
-        line = dict(color=colour, width=2 if name == here[0] else 1, dash="solid" if name == here[0] else "dot")
+        line = dict(color=ALARM, width=2) if name == here[0] else dict(color=NEUTRAL, width=1, dash="dot")
         layout["shapes"] += [dict(type="line", x0=limit, x1=limit, y0=0, y1=1, yref="paper", line=line)]
-        text = dict(text=name, showarrow=False, font=dict(color=colour, size=11), xanchor="right", yanchor="bottom")
-        layout["annotations"] += [dict(x=limit, y=0.86 if name == here[0] else 0.0, yref="paper", **text)]
-    layout["xaxis"] |= dict(range=[0, end], showgrid=False)
+    labels = [f'<span style="color:{ALARM}">{name}</span>' if name == here[0] else name for name, _ in shown]
+    ticks = dict(tickmode="array", tickvals=[limit for _, limit in shown], ticktext=labels, tickangle=0)
+    layout["xaxis"] |= ticks | dict(range=[0, end], showgrid=False, title=None)
     layout["yaxis"] |= dict(type="category", showgrid=False, showticklabels=False)
-    layout["legend"] |= dict(traceorder="normal")
+    layout["legend"] |= dict(traceorder="normal", title=dict(text="GiB"))
     return figure

@@ -1,28 +1,101 @@
-"""Several runs beside each other."""
+"""Several runs beside each other: their curves in one chart, below it what differs and what came of it.
+
+How one looks at them is kept in the address, so that a reload or a link shows the same.
+"""
+
+from __future__ import annotations
 
 import streamlit as st
 
-from app.widgets import charts, formats
-from app.widgets.charts import Curve
-from app.widgets.live import LOSS_MEANING, view_controls
+from app.widgets import comparison_samples, comparison_tables, formats
+from app.widgets.chart_files import chart_files
+from app.widgets.charts import AXES, View
+from app.widgets.comparison_charts import MEASURES
+from app.widgets.comparison_data import choice, overlay, problems, shared_rungs
+from app.widgets.guard import guard
 from app.widgets.plot import plot
-from app.widgets.snapshot import snapshot
+from app.widgets.run_charts import LOSS_MEANING, PANELS
 from engine.run import Run
+
+TICK_S = 2.0  # while a chosen run trains
+_LOSSES = {"both": ("train", "val"), "training": ("train",), "validation": ("val",)}
+_TABS = {
+    "Results": comparison_tables.results,
+    "Settings": comparison_tables.settings,
+    "Setting against result": comparison_tables.scatter,
+    "Samples": comparison_samples.samples,
+}
 
 
 def comparison(chosen: list[Run]) -> None:
-    """The losses of the chosen runs in one chart."""
-    st.subheader("Loss", anchor=False)
-    view = view_controls("overlay", parts=True)
-    shots = [snapshot(run) for run in chosen]
-    twice = {shot.name for shot in shots if [other.name for other in shots].count(shot.name) > 1}
-    curves = [
-        Curve(shot.run.id, f"{shot.name} ({shot.run.id[-4:]})" if shot.name in twice else shot.name, shot.metrics)
-        for shot in shots
-    ]
-    ladders = {shot.rungs for shot in shots}
-    rungs = ladders.pop() if len(ladders) == 1 else ()  # of one corpus, or they would mean different things
-    plot(charts.loss_figure(curves, view, rungs), key="plot-overlay", height=440, caption=LOSS_MEANING)
-    for shot in shots:
-        for problem in shot.problems:
-            st.caption(f":material/warning: {formats.plain(shot.name)}: {formats.plain(problem)}")
+    """The chosen runs against each other; one alone is shown likewise."""
+    column, view = _controls()
+    active = _are_active(chosen)
+    st.fragment(_chart, run_every=TICK_S if active else None)(chosen, active, column, view)
+    runs = choice(chosen)
+    for tab, draw in zip(st.tabs(list(_TABS), key="table", bind="query-params"), _TABS.values(), strict=True):
+        if tab.open:
+            with tab:
+                draw(runs)
+
+
+def _controls() -> tuple[str, View]:
+    """What is drawn, and how."""
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        column = st.selectbox(
+            "Curve",
+            list(MEASURES),
+            format_func=lambda column: MEASURES[column].title,
+            width=160,
+            key="curve",
+            bind="query-params",
+        )
+        parts = _LOSSES["both"]
+        if column == "train_loss":
+            parts = _LOSSES[_buttons("Losses", {name: name.capitalize() for name in _LOSSES}, "both", key="losses")]
+        x = _buttons("X axis", AXES, "step", key="x")
+        smoothing = st.slider(
+            "Smoothing",
+            0.0,
+            0.99,
+            0.6,
+            0.01,
+            width=180,
+            key="smoothing",
+            bind="query-params",
+            help="Weight of the past in the moving average. Of a few runs the raw line stays behind it. Validation is "
+            "never smoothed, nor are learning rate and memory.",
+        )
+        log_x = st.toggle("Log x", key="log_x", bind="query-params")
+        log_y = st.toggle("Log y", key="log_y", bind="query-params")
+    return column, View(x, smoothing, log_x, log_y, parts)
+
+
+def _buttons(title: str, words: dict[str, str], default: str, *, key: str) -> str:
+    chosen = st.segmented_control(
+        title, list(words), default=default, format_func=words.get, required=True, key=key, bind="query-params"
+    )
+    return chosen or default
+
+
+def _are_active(runs: list[Run]) -> bool:
+    """Whether one of them is being trained."""
+    return any(run.is_locked for run in runs)
+
+
+@guard()
+def _chart(chosen: list[Run], was_active: bool, column: str, view: View) -> None:
+    """The curves of all runs over each other; it grows while one of them trains."""
+    if _are_active(chosen) != was_active:
+        st.rerun()  # the tables below are new too
+    runs = choice(chosen)
+    rungs = shared_rungs(runs)
+    meaning = LOSS_MEANING if column == "train_loss" else PANELS[column][3]
+    with st.container(key="overlay"):
+        height = 460 if len(runs.ids) <= 4 else 540
+        plot(overlay(runs, column, view, rungs), key="plot-overlay", height=height, caption=meaning)
+    title = MEASURES[column].title
+    chart_files("overlay", title=title, file=f"{title.lower().replace(' ', '-')}-of-{len(runs.ids)}-runs")
+    for states in runs.states:
+        for problem in problems(*states[0]):
+            st.caption(f":material/warning: {formats.plain(runs.names[states[0][0].name])}: {formats.plain(problem)}")

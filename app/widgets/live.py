@@ -1,68 +1,37 @@
-"""The view of one run: polled every second while the run is active, drawn once when it is not."""
+"""The view of one run. What stands around numbers and curves is drawn by Streamlit, now and then."""
 
 from __future__ import annotations
 
-import json
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
-from app.widgets import actions, charts, diagnosis, formats, run_parts, would_fit
+from app.widgets import actions, feed, formats, run_parts, would_fit
 from app.widgets.branch import branch_button
-from app.widgets.charts import AXES, Curve, View
+from app.widgets.charts import AXES, View
 from app.widgets.form_fields import fill
 from app.widgets.form_shortcuts import settings_of
 from app.widgets.guard import guard
-from app.widgets.plot import plot
-from app.widgets.snapshot import Snapshot, read, snapshot
+from app.widgets.numbers import clicked_setting, numbers
+from app.widgets.plot import plots
+from app.widgets.run_charts import run_charts
+from app.widgets.snapshot import Snapshot, snapshot
+from engine.config import SETTINGS
 from engine.run import Run
-
-TICK_S = 1.0
-
-# What each curve means, from the lab's guide.
-LOSS_MEANING = (
-    "How surprised the model is by the next token. Flat or high: look at learning rate and data. Spikes: the learning "
-    "rate is too high or the precision too coarse. Very low on a small text, or validation that rises while training "
-    "falls: the model learns the text by heart."
-)
-PANELS = {  # column -> title, unit, format of a value, meaning
-    "learning_rate": (
-        "Learning rate",
-        "",
-        ".3e",
-        "Size of a step: up during warm-up, then down along a cosine for finer and finer corrections.",
-    ),
-    "tokens_per_s": (
-        "Throughput",
-        "tokens per second",
-        ",.0f",
-        "Speed of training alone, validation and saving left out. Compare it between settings.",
-    ),
-    "grad_norm": (
-        "Gradient norm",
-        "",
-        ".3f",
-        "Length of the gradient before clipping. A steady line is healthy; a spike warns of a loss that may follow.",
-    ),
-    "memory_gib": (
-        "Memory",
-        "GiB",
-        ",.2f",
-        "On a GPU the most that was allocated so far, on a CPU what the process holds. The line is the estimate made "
-        "before the start.",
-    ),
-}
 
 
 def run_view(run: Run) -> None:
-    """Everything about a run. Only what changes is polled, and only while it changes; what is closed is not made."""
+    """Everything about a run. While it goes on, the browser asks for numbers and curves: see `feed`."""
     shot = snapshot(run)
+    _header(shot)
+    _controls(shot)
+    _outcome(shot)
     status = st.container()
     view = view_controls("live")
-    st.fragment(_live, run_every=TICK_S if shot.is_active else None)(run, shot.is_active, status, view)
+    with status:
+        numbers(shot, feed=feed.about(shot, view), on_setting=partial(_reuse_at, run))
+    plots(run_charts(shot, view), key="plots", follows_feed=True)
+    st.fragment(_parts)(shot)
     facts = st.expander("Settings and environment", on_change="rerun", key=f"facts-{run.id}")
     if facts.open:
         with facts:
@@ -71,16 +40,7 @@ def run_view(run: Run) -> None:
 
 
 @guard()
-def _live(run: Run, was_active: bool, status: DeltaGenerator, view: View) -> None:
-    shot = snapshot(run)
-    if shot.is_active != was_active:
-        st.rerun()  # starts or ends the polling
-    with status:
-        _header(shot)
-        _controls(shot)
-        _outcome(shot)
-        diagnosis.findings(shot)
-    _charts(shot, view)
+def _parts(shot: Snapshot) -> None:
     parts = {"Samples": run_parts.samples, "Log": run_parts.log, "Checkpoints": run_parts.checkpoints}
     for tab, draw in zip(st.tabs(list(parts), on_change="rerun", key="parts"), parts.values(), strict=True):
         if tab.open:
@@ -93,27 +53,6 @@ def _header(shot: Snapshot) -> None:
         st.subheader(formats.plain(shot.name), anchor=False, width="content")
         run_parts.state_badge(shot.state)
     st.caption(f"Run {shot.run.id} · started {formats.moment(shot.info.get('created'))}")
-    last, total = shot.last, shot.total_steps
-    step = int(last.get("step", 0))
-    left = shot.seconds_left
-    ahead = f" · about {formats.duration(left)} left" if left is not None and shot.state == "running" else ""
-    st.progress(min(1.0, step / total) if total else 0.0, text=f"Step {step:,} of {total:,}{ahead}")
-    train, val = last.get("train_loss"), shot.last_val_loss
-    with st.grid("auto", min_column_width=130, gap="small"):
-        st.metric("Epoch", f"{last['epoch']:.2f}" if last else formats.DASH)
-        st.metric("Tokens", formats.count(last.get("tokens")))
-        st.metric("Training time", formats.duration(last.get("elapsed_s")))
-        st.metric("Speed", formats.rate(last.get("tokens_per_s")))
-        st.metric("Training loss", formats.loss(train))
-        st.metric("Perplexity", formats.perplexity(train), help="e to the power of the loss, in training.")
-        st.metric("Validation loss", formats.loss(val))
-        st.metric("Perplexity, validation", formats.perplexity(val))
-        memory, estimate = shot.peak_memory, shot.memory_estimate
-        st.metric(
-            "Peak memory",
-            f"{memory:.2f} GiB" if memory else formats.DASH,
-            help=f"Measured. Before the start {estimate:.2f} GiB were estimated." if estimate else "Measured.",
-        )
 
 
 def _controls(shot: Snapshot) -> None:
@@ -147,6 +86,14 @@ def _reuse(run: Run) -> None:
     """Open the form of a new run with what was asked for in this one."""
     fill(settings_of(run))
     st.session_state[f"new-run-{run.id}"] = True
+    st.session_state["reused"] = run.id  # the page of a run goes to that form
+
+
+def _reuse_at(run: Run) -> None:
+    """The same, where the field of the setting that was clicked is in sight."""
+    _reuse(run)
+    if SETTINGS[clicked_setting()].metadata["group"] != "main":
+        st.session_state["more-settings"] = True
 
 
 _STEER = (
@@ -183,7 +130,8 @@ def _outcome(shot: Snapshot) -> None:
     """Why a run is over, and what to do about it."""
     ahead = "It left no checkpoint, so it cannot be resumed; start a new run."
     if shot.info.get("diverged"):
-        ahead = "*Branch* from a checkpoint with a lower learning rate."
+        has_checkpoint = any(not checkpoint.problem for checkpoint in shot.checkpoints)
+        ahead = f"{'*Branch* from a checkpoint' if has_checkpoint else 'Start a new run'} with a lower learning rate."
     elif shot.resume_step is not None:
         ahead = f"*Resume* continues from step {shot.resume_step:,}."
     if shot.state == "failed":
@@ -200,8 +148,8 @@ def _outcome(shot: Snapshot) -> None:
         st.caption(f":material/warning: {formats.plain(problem)}")
 
 
-def view_controls(key: str, *, parts: bool = False) -> View:
-    """How to look at curves: axes, smoothing and, for several runs, which losses."""
+def view_controls(key: str) -> View:
+    """How to look at curves: axes and smoothing."""
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         names = list(AXES)
         x = st.segmented_control(
@@ -213,13 +161,6 @@ def view_controls(key: str, *, parts: bool = False) -> View:
             key=f"{key}-x",
             persist_state="session",
         )
-        shown = ("train", "val")
-        if parts:
-            shown = _PARTS[
-                st.segmented_control(
-                    "Loss", list(_PARTS), default="Both", required=True, key=f"{key}-parts", persist_state="session"
-                )
-            ]
         smoothing = st.slider(
             "Smoothing",
             0.0,
@@ -234,27 +175,4 @@ def view_controls(key: str, *, parts: bool = False) -> View:
         )
         log_x = st.toggle("Log x", key=f"{key}-log-x", persist_state="session")
         log_y = st.toggle("Log y", key=f"{key}-log-y", persist_state="session")
-    return View(x or "step", smoothing, log_x, log_y, shown)
-
-
-_PARTS = {"Both": ("train", "val"), "Training": ("train",), "Validation": ("val",)}
-
-
-def _charts(shot: Snapshot, view: View) -> None:
-    key = (shot.run.folder, shot.signature, view)
-    plot(_figure(*key, "loss"), key="plot-loss", height=360, title="Loss", caption=LOSS_MEANING)
-    with st.grid(2, min_column_width=420, gap="medium"):
-        for column, (title, _, _, meaning) in PANELS.items():
-            plot(_figure(*key, column), key=f"plot-{column}", height=230, title=title, caption=meaning)
-
-
-@lru_cache(maxsize=64)
-def _figure(folder: Path, signature: tuple[Any, ...], view: View, what: str) -> str:
-    """A chart as JSON; made once for all tabs, and not again while nothing has changed."""
-    shot = read(folder, signature)
-    curve = Curve(shot.run.id, shot.name, shot.metrics)
-    if what == "loss":
-        return json.dumps(charts.loss_figure([curve], view, shot.rungs))
-    _, unit, hover, _ = PANELS[what]
-    marks = [("estimate", shot.memory_estimate)] if what == "memory_gib" and shot.memory_estimate else []
-    return json.dumps(charts.line_figure(curve, what, view, unit, hover=hover, marks=marks))
+    return View(x or "step", smoothing, log_x, log_y)

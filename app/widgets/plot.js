@@ -1,7 +1,7 @@
 // Draws a Plotly figure in place: points are added to the chart that is there, so that a zoom survives and the browser
 // does a fraction of the work of a new chart. What nobody can see is not drawn: the cores are those that train.
 
-const LIBRARY = new URL("component/app.widgets.plot.plotly/plotly.min.js", document.baseURI).href
+const LIBRARY = new URL("lab/plotly/plotly.min.js", document.baseURI).href
 
 function library() {
   window.labPlotly ??= new Promise((loaded, failed) => {
@@ -80,15 +80,45 @@ class Chart {
   }
 }
 
+// One box for each chart: a title, the chart, a sentence. Those that are there already stay.
+function boxes(list, count) {
+  while (list.children.length > count) list.lastElementChild.remove()
+  while (list.children.length < count) {
+    const figure = document.createElement("figure")
+    figure.className = "lab-chart"
+    figure.append(...["h5", "div", "p"].map((tag) => document.createElement(tag)))
+    figure.children[1].className = "lab-plot"
+    list.append(figure)
+  }
+  return [...list.children]
+}
+
+function show(list, { charts, palette }) {
+  boxes(list, charts.length).forEach((figure, i) => {
+    const [title, box, caption] = figure.children
+    figure.classList.toggle("lab-wide", charts[i].wide)
+    title.textContent = charts[i].title
+    caption.textContent = charts[i].caption
+    box.labChart ??= new Chart(box)
+    box.labChart.update({ ...charts[i], palette })
+  })
+}
+
+// Charts that follow the feed of the page's numbers say when they were made: what came since then is newer.
 export default function ({ data, parentElement }) {
   if (!data) return void library()
-  const box = parentElement.querySelector(".lab-plot")
-  parentElement.querySelector("h5").textContent = data.title
-  parentElement.querySelector("p").textContent = data.caption
-  box.labChart ??= new Chart(box)
-  box.labChart.update(data)
+  const list = parentElement.querySelector(".lab-charts")
+  if (!data.made || list.labMade !== data.made) show(list, data)
+  else list.querySelectorAll(".lab-plot").forEach((box) => box.labChart?.draw()) // in another theme, maybe
+  list.labMade = data.made
+  list.labFollow ??= ({ detail }) => list.labMade && show(list, { charts: detail, palette: data.palette })
+  document.addEventListener("lab-charts", list.labFollow)
   return () => {
-    box.labChart?.remove()
-    delete box.labChart
+    document.removeEventListener("lab-charts", list.labFollow)
+    delete list.labMade
+    for (const box of list.querySelectorAll(".lab-plot")) {
+      box.labChart?.remove()
+      delete box.labChart
+    }
   }
 }

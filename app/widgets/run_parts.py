@@ -131,7 +131,8 @@ def environment(shot: Snapshot) -> None:
     facts = shot.info.get("environment")
     facts = dict(facts) if isinstance(facts, dict) else {}
     machine, packages = facts.pop("machine", None) or {}, facts.pop("packages", None) or {}
-    rows = {**facts, **machine, **{name: version for name, version in packages.items() if version}}
+    processes = {"processes": shot.info["world_size"]} if shot.info.get("world_size", 1) != 1 else {}
+    rows = {**processes, **facts, **machine, **{name: version for name, version in packages.items() if version}}
     if not rows:
         st.caption("The run did not record its environment.")
         return

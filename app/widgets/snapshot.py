@@ -36,6 +36,12 @@ class Snapshot:
         return self.state in ACTIVE_STATES
 
     @property
+    def outline(self) -> tuple[Any, ...]:
+        """What stands around numbers and curves: state, name, log and samples. It changes now and then."""
+        _, _, events, _, samples = self.signature
+        return (self.state, self.name, events, samples)
+
+    @property
     def total_steps(self) -> int:
         """Optimizer steps that were planned; 0 when run.json is damaged."""
         total = self.info.get("total_steps")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import secrets
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from engine.cli.common import DONE, run_command
@@ -14,6 +15,8 @@ from engine.files import fsync_folder, write_atomic
 from engine.run import Run, load_run
 
 FORMATS = {
+    "archive": "one file that another lab imports (`python -m engine.runs import FILE`), with all checkpoints, that of "
+    "STEP, or none",
     "hf": "a Hugging Face GPT-2 model folder, of the newest checkpoint or that of STEP",
     "tensorboard": "a folder with an event file: metrics and samples",
     "csv": "the metrics as one CSV file",
@@ -28,9 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
         description="Take a run along: " + "; ".join(f"{name}: {text}" for name, text in FORMATS.items()) + ".",
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN[@STEP]", help="the run, and perhaps the step of a checkpoint (for hf)")
+    parser.add_argument("run", metavar="RUN[@STEP]", help="the run, and perhaps the step of a checkpoint (hf, archive)")
     parser.add_argument("--to", required=True, choices=FORMATS, help="the format")
     parser.add_argument("destination", metavar="DEST", type=Path, help="a new file, or a new or empty folder")
+    parser.add_argument("--no-checkpoints", action="store_true", help="leave all checkpoints out (archive)")
     options = parser.parse_args(arguments)
     return run_command(lambda: _main(options))
 
@@ -39,13 +43,19 @@ def _main(options: argparse.Namespace) -> int:
     run_id, at, step = options.run.partition("@")
     if at and not (step.isdecimal() and step.isascii()):
         raise ConfigError([Problem("RUN@STEP", f"{step!r} is not a step; write RUN@STEP, such as {run_id}@400.")])
-    if at and options.to != "hf":
+    if at and options.to not in ("hf", "archive"):
         raise ConfigError([Problem("RUN@STEP", f"{options.to} takes the whole run; leave @{step} out.")])
+    if options.no_checkpoints and (at or options.to != "archive"):
+        raise ConfigError([Problem("--no-checkpoints", "it is for --to archive RUN, without @STEP; leave it out.")])
     run, target = load_run(run_id), options.destination.absolute()
     try:
         if options.to in ("csv", "parquet"):
             _check_new(target)
             write_atomic(target, lambda path: _write_metrics(run, options.to, path))
+        elif options.to == "archive":
+            _check_new(target)
+            steps = () if options.no_checkpoints else (int(step),) if at else None
+            write_atomic(target, lambda path: _write_archive(run, path, steps))
         else:
             _check_new(target, folder=True)
             _write_folder(target, lambda folder: _fill(run, options.to, int(step) if step else None, folder))
@@ -86,6 +96,13 @@ def _fill(run: Run, name: str, step: int | None, folder: Path) -> None:
         from engine.tensorboard import write_events
 
         write_events(run.metrics, run.samples, folder)
+
+
+def _write_archive(run: Run, path: Path, steps: Collection[int] | None) -> None:
+    from engine.archive import write_archive
+
+    for sentence in write_archive(run, path, steps):
+        print(sentence, file=sys.stderr)
 
 
 def _write_metrics(run: Run, name: str, path: Path) -> None:

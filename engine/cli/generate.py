@@ -17,6 +17,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--length", type=int, default=200, help="tokens to generate (default: 200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
     parser.add_argument("--top-k", type=int, default=50, help="draw from this many likeliest; 0 from all (default: 50)")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="draw from the fewest likeliest that have this probability together; 1 from all (default: 1)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default: 0)")
     options = parser.parse_args(arguments)
     return run_command(lambda: _main(options))
@@ -27,16 +33,15 @@ def _main(options: argparse.Namespace) -> int:
     from engine.generate import check_sampling, load_model, stream_text
     from engine.run import load_run
 
-    check_sampling(options.length, options.temperature, options.top_k, options.seed)
+    check_sampling(options.length, options.temperature, options.top_k, options.seed, options.top_p)
     run_id, _, step = options.run.partition("@")
     if step and not step.isdecimal():
         raise ConfigError([Problem("RUN@STEP", f"{step!r} is not a step; write RUN@STEP, such as {run_id}@400.")])
     prompt = load_run(run_id).config.sample_prompt if options.prompt is None else options.prompt
     model = load_model(run_id, int(step) if step else None)
     print(prompt, end="", flush=True)
-    pieces = stream_text(
-        model, prompt, options.length, temperature=options.temperature, top_k=options.top_k, seed=options.seed
-    )
+    how = dict(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
+    pieces = stream_text(model, prompt, options.length, **how)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.cli.common import DONE, FAILED, add_setting_flags, duration, given_settings, run_command
 from engine.cli.progress import Bars
@@ -21,11 +22,16 @@ from engine.corpora.progress import Progress
 from engine.errors import ConfigError, CorpusError, DivergedError, LabError, Problem
 from engine.run import ActiveRun, Event, Run
 from engine.start import branch_run, new_run, read_settings, resume_run, tokenize
+from engine.world import ALONE, World, this_world
+
+if TYPE_CHECKING:
+    from engine.distributed import Team
 
 EXAMPLES = """examples:
   python -m engine.train --config nano --corpus verdict --epochs 3
   python -m engine.train --resume 20261122-153012-nano-verdict-7f3a
   python -m engine.train --branch 20261122-153012-nano-verdict-7f3a@400 --learning-rate 0.0005 --epochs 6
+  torchrun --standalone --nproc-per-node 2 -m engine.train --config medium --corpus tinystories    # docs/distributed.md
 
 Ctrl-C stops after the step at hand and saves; pressed again, it stops at once.
 exit codes: 0 completed or stopped, 1 failed, 2 wrong settings or usage"""
@@ -48,22 +54,62 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--notes", default="", help="notes, for people")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line instead of a progress bar")
     add_setting_flags(parser)
-    options = parser.parse_args(arguments)
-    return run_command(lambda: _main(options))
+    world = this_world()
+    options = _parse(parser, arguments, world)
+    return run_command(lambda: _main(options) if world.size == 1 else _main_together(options, world))
 
 
-def _main(options: argparse.Namespace) -> int:
-    run = _open(options)
+def _parse(parser: argparse.ArgumentParser, arguments: list[str] | None, world: World) -> argparse.Namespace:
+    """Read the command line; of several processes only rank 0 says what is wrong with it."""
+    if world.leads:
+        return parser.parse_args(arguments)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        return parser.parse_args(arguments)
+
+
+def _main_together(options: argparse.Namespace, world: World) -> int:
+    """What one of several processes does: rank 0 what a single one would, the others what it orders."""
+    if not world.leads:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from engine.distributed import connect
+    from engine.follow import follow
+
+    try:
+        team = connect(world)
+    except LabError:
+        if world.leads:
+            raise
+        return FAILED
+    if not world.leads:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: team.ask_to_stop())
+        follow(team)
+        team.close(in_order=True)
+        return DONE
+    try:
+        code = _main(options, team)
+    except LabError:  # it never began
+        team.close(in_order=True)
+        raise
+    team.close(in_order=code == DONE)
+    if code != DONE:
+        sys.stdout.flush()
+        os._exit(code)  # what is left of the connections to lost ranks may never let go
+    return code
+
+
+def _main(options: argparse.Namespace, team: Team | None = None) -> int:
+    run = _open(options, team.world if team else ALONE)
     control = Control()
     report = _JsonReport(run) if options.json else _TextReport(run)
     report.begin()
     with _signals(control, report), _following(run.reader, report):
-        outcome = _train(run, control)
+        outcome = _train(run, control, team)
     report.end(outcome)
     return FAILED if outcome else DONE
 
 
-def _open(options: argparse.Namespace) -> ActiveRun:
+def _open(options: argparse.Namespace, world: World) -> ActiveRun:
     """The run that the command line asks for."""
     settings = given_settings(options)
     if options.resume is not None and options.branch is not None:
@@ -76,15 +122,16 @@ def _open(options: argparse.Namespace) -> ActiveRun:
                 f"a run is resumed with its own settings, so {names} cannot be given. Use --branch to change them."
             )
             raise ConfigError([Problem("--resume", message)])
-        return resume_run(options.resume)
+        return resume_run(options.resume, world)
     if options.branch is not None:
         run_id, _, step = options.branch.partition("@")
         if step and not step.isdecimal():
             raise ConfigError([Problem("--branch", f"{step!r} is not a step; write RUN@STEP, such as {run_id}@400.")])
-        return branch_run(run_id, int(step) if step else None, settings, name=options.name, notes=options.notes)
+        at = int(step) if step else None
+        return branch_run(run_id, at, settings, name=options.name, notes=options.notes, world=world)
     config = read_settings(settings)
     _tokenize(config)
-    return new_run(config, name=options.name, notes=options.notes)
+    return new_run(config, name=options.name, notes=options.notes, world=world)
 
 
 def _tokenize(config: TrainConfig) -> None:
@@ -98,11 +145,11 @@ def _tokenize(config: TrainConfig) -> None:
         bars.close()
 
 
-def _train(run: ActiveRun, control: Control) -> LabError | None:
+def _train(run: ActiveRun, control: Control, team: Team | None) -> LabError | None:
     from engine.train import train
 
     try:
-        train(run.config, run, control)
+        train(run.config, run, control, team)
     except LabError as error:
         return error
     return None
@@ -177,16 +224,17 @@ class _TextReport(_Report):
     def begin(self) -> None:
         from tqdm import tqdm
 
-        config = self.config
+        config, processes = self.config, self.plan.world_size
+        together = f", by {processes} processes" if processes > 1 else ""
         print(f"Run {self.run.id}")
         print(
             f"{config.config}, context {config.context_length:,}, on {config.corpus} "
             f"({self.plan.train_tokens:,} tokens for training, {self.plan.val_tokens:,} for validation)"
         )
         print(
-            f"{self.total_steps:,} steps of {config.sequences_per_step} × {config.context_length:,} = "
-            f"{config.tokens_per_step:,} tokens; {config.optimizer}, learning rate {config.learning_rate:g}, "
-            f"{config.precision} on {config.device}",
+            f"{self.total_steps:,} steps of {self.plan.sequences_per_step} × {config.context_length:,} = "
+            f"{self.plan.tokens_per_step:,} tokens; {config.optimizer}, learning rate {config.learning_rate:g}, "
+            f"{config.precision} on {config.device}{together}",
             flush=True,
         )
         self.bar = tqdm(

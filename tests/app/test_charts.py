@@ -317,3 +317,12 @@ def test_figures_of_corpora_are_json() -> None:
         charts.loss_figure([Curve("a", "a", metrics([7.0, 6.0]))], View(), LADDER),
     ):
         json.dumps(figure, allow_nan=False)
+
+
+def test_numbers_are_sent_with_six_digits() -> None:
+    values = [1234567.89, 3.14159265, -0.000123456789, 0.0, 5e-324, 2.5e20, np.nan, np.inf]
+    sent = charts.short(np.array(values))
+    assert sent[-2:] == [None, None]
+    assert sent[:-2] == pytest.approx([float(f"{value:.6g}") for value in values[:-2]], rel=1e-12)
+    assert sent[:4] == [1234570.0, 3.14159, -0.000123457, 0.0]
+    assert charts.short(np.array([100_000_001])) == [100_000_001]

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -28,11 +29,22 @@ DONE = "20261122-153012-nano-verdict-0001"
 OTHER = "20261122-153013-nano-verdict-0002"
 
 
+def component(page: AppTest, name: str) -> Any:
+    """What the one component of this name was given."""
+    [data] = [json.loads(c.proto.json) for c in page.get("bidi_component") if name in c.proto.component_name]
+    return data
+
+
 def texts(page: AppTest) -> str:
     """All text of a page."""
     kinds = (page.title, page.subheader, page.markdown, page.caption, page.text, page.code, page.error, page.warning)
     shown = [str(element.value) for kind in kinds for element in kind]
     return "\n".join([*shown, *(f"{m.label}: {m.value}" for m in page.metric)])
+
+
+def numbers(page: AppTest) -> dict[str, str]:
+    """What the live view shows of a run in numbers."""
+    return {number["label"]: number["value"] for number in component(page, "lab_numbers")["numbers"]}
 
 
 def expect_sound(page: AppTest) -> None:
@@ -100,13 +112,14 @@ def test_a_finished_run_is_shown_in_full(open_page: Open, make_run: Make) -> Non
     make_run(DONE)
     page = open_page("pretraining", run=DONE)
     expect_sound(page)
-    shown = {metric.label: metric.value for metric in page.metric}
+    shown = numbers(page)
     assert shown["Training loss"] == "5.700" and shown["Perplexity"] == "299"
     assert shown["Validation loss"] == "6.500"
     assert shown["Training time"] == "6.0 s"
-    assert page.get("progress")[0].proto.text == "Step 30 of 30"
-    (sample,) = [json.loads(c.proto.json) for c in page.get("bidi_component") if "lab_texts" in c.proto.component_name]
-    assert sample == [{"heading": "Step 30 · temperature 0.8", "prompt": "It was", "text": " <b>*not*</b> Markdown"}]
+    assert component(page, "lab_numbers")["progress"] == {"share": 1.0, "text": "Step 30 of 30"}
+    assert component(page, "lab_texts") == [
+        {"heading": "Step 30 · temperature 0.8", "prompt": "It was", "text": " <b>*not*</b> Markdown"}
+    ]
     assert not [button for button in page.button if button.label in ("Pause", "Resume", "Stop and save")]
 
 
@@ -256,23 +269,6 @@ def test_the_form_says_what_a_run_would_wait_for(open_page: Open) -> None:
     assert page.button(key="get-ready-tinystories").label == "Download and prepare"
 
 
-def test_runs_lists_and_lays_over_each_other(open_page: Open, make_run: Make) -> None:
-    make_run(DONE, name="A")
-    make_run(OTHER, name="B")
-    page = open_page("runs")
-    expect_sound(page)
-    table = page.dataframe[0].value
-    assert list(table.name) == ["B", "A"]  # the newest first
-    assert list(table["training loss"]) == pytest.approx([5.7, 5.7])
-    assert list(table.state) == ["completed", "completed"]
-
-
-def test_runs_without_runs_leads_to_a_first_one(open_page: Open) -> None:
-    page = open_page("runs")
-    assert "There is no run yet" in texts(page)
-    assert not page.dataframe
-
-
 def test_the_form_estimates_memory_and_time_and_says_its_command(open_page: Open) -> None:
     page = open_page("pretraining")
     shown = texts(page)
@@ -301,9 +297,9 @@ def test_a_finished_run_is_diagnosed_and_can_be_branched(open_page: Open, make_r
     make_run(DONE, memory_estimate_gib=0.75)
     page = open_page("pretraining", run=DONE)
     expect_sound(page)
-    shown = texts(page)
-    assert any(word in shown for word in ("Goes well", "Too short to tell", "Nothing stands out", "barely"))
-    assert "Peak memory: 0.50 GiB" in shown
+    titles = " ".join(finding["title"] for finding in component(page, "lab_numbers")["findings"])
+    assert any(word in titles for word in ("Goes well", "Too short to tell", "Nothing stands out", "barely"))
+    assert numbers(page)["Peak memory"] == "0.50 GiB"
 
 
 def test_an_exercise_sets_up_its_runs(open_page: Open) -> None:

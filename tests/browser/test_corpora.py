@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
+from engine.bench.browser import App
 from engine.corpora import known
-from tests.browser.conftest import PROJECT, App
+from engine.paths import PROJECT
 from tests.web import Fault, Web, fill
 
 SLOW = 60_000  # ms; a slow or busy machine is no failure

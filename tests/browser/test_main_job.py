@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Page, expect
 
+from engine.bench.browser import App
+from engine.paths import PROJECT
 from engine.run import Run
-from tests.browser.conftest import PROJECT, App
 
 FIRST_POINT_S = 5.0  # on two cores that do nothing else; the test allows three times that
 SLOW = 120_000  # ms; a slow or busy machine is no failure
@@ -160,7 +161,7 @@ def test_start_watch_reload_steer_compare(app: App, page: Page) -> None:
     wait_for(lambda: len(list(app.runs.glob("*/run.json"))) == 2)
     expect_state(page, "completed")
     page.goto("/runs")
-    expect(page.get_by_test_id("stDataFrame")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_test_id("stDataFrame").first).to_be_visible(timeout=SLOW)
     wait_for(lambda: points(page) > 0, say="The newest run's curve is not shown.")
     lines = page.evaluate("document.querySelector('.lab-plot').data.length")
     choose_rows(page, 1)

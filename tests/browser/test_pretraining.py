@@ -16,10 +16,11 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from app.widgets import formats
+from engine.bench.browser import App
 from engine.config import label
 from engine.exercises import EXERCISES, facts_of, reading
+from engine.paths import PROJECT
 from engine.run import Run
-from tests.browser.conftest import PROJECT, App
 from tests.browser.test_main_job import SLOW, expect_state, fill, no_traceback, wait_for
 
 SHORT = (

@@ -87,6 +87,7 @@ def test_the_exported_model_is_gpt2_with_the_same_logits(tied: bool, add_run: An
     run_id, model = add_run(tied)
     folder = tmp_path / "model"
     assert main([f"{run_id}@3", "--to", "hf", str(folder)]) == 0
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, "others may read some files only"
     config = json.loads((folder / "config.json").read_text())
     weights = load_file(folder / "model.safetensors")
     assert ("lm_head.weight" in weights) is not tied

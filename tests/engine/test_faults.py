@@ -175,7 +175,7 @@ def test_all_bad_numbers_are_told_together(runs: Path, capsys: pytest.CaptureFix
         (engine.cli.train.main, ["--resume", "{}"]),
         (engine.cli.train.main, ["--branch", "{}@2"]),
         (engine.cli.runs.main, ["show", "{}"]),
-        (engine.cli.runs.main, ["delete", "{}", "--yes"]),
+        (engine.cli.runs.main, ["delete", "{}"]),
         (engine.cli.generate.main, ["{}"]),
     ],
     ids=["resume", "branch", "show", "delete", "generate"],
@@ -437,7 +437,7 @@ def test_a_folder_that_cannot_be_written(
         (engine.cli.train.main, FLAGS),
         (engine.cli.train.main, ["--resume", stopped.id]),
         (engine.cli.train.main, ["--branch", stopped.id]),
-        (engine.cli.runs.main, ["delete", stopped.id, "--yes"]),
+        (engine.cli.runs.main, ["delete", stopped.id]),
     ):
         assert main(arguments) == 1
         _is_a_sentence(capsys.readouterr().err, str(runs), "Read-only", "Make it writable")
@@ -532,7 +532,7 @@ def test_a_second_run_in_this_process_is_refused(capsys: pytest.CaptureFixture[s
             assert caught.value.run_id == first
         assert engine.cli.train.main(FLAGS) == 1
         _is_a_sentence(capsys.readouterr().err, first)
-        assert engine.cli.runs.main(["delete", first, "--yes"]) == 1
+        assert engine.cli.runs.main(["delete", first]) == 1
         _is_a_sentence(capsys.readouterr().err, first, "Stop it first")
         assert [run.id for run in list_runs()] == [first]
     finally:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from engine import generate as generate_function
@@ -16,7 +17,7 @@ from engine import tokenizer
 from engine.checkpoint import Contents, save
 from engine.config import ModelConfig, TrainConfig, to_dict
 from engine.errors import CheckpointError, ConfigError, RunError
-from engine.generate import check_sampling, stream_text, stream_tokens
+from engine.generate import check_sampling, sampling_weights, stream_choices, stream_text, stream_tokens
 from engine.model import GPT
 from engine.start import new_run
 
@@ -87,6 +88,71 @@ def test_all_tokens_may_be_drawn_from(model: GPT) -> None:
     assert everything != tokens(model, [5], 12, top_k=2, temperature=5.0)
 
 
+def nucleus(probabilities: list[float], top_p: float) -> set[int]:
+    """Slowly, as the paper says it: take the likeliest one by one until together they have top-p."""
+    taken: set[int] = set()
+    together = 0.0
+    for index in sorted(range(len(probabilities)), key=lambda i: -probabilities[i]):
+        if taken and together >= top_p:
+            break
+        taken.add(index)
+        together += probabilities[index]
+    return taken
+
+
+@given(
+    st.lists(st.integers(-80, 80).map(lambda n: n / 10), min_size=1, max_size=12, unique=True),
+    st.sampled_from([0.0, 0.05, 0.3, 0.5, 0.9, 0.99, 1.0]),
+    st.integers(0, 12),
+    st.sampled_from([0.3, 1.0, 2.0]),
+)
+def test_top_p_is_the_nucleus_of_what_top_k_left(
+    values: list[float], top_p: float, top_k: int, temperature: float
+) -> None:
+    logits = torch.tensor(values, dtype=torch.float64)
+    kept = sorted(range(len(values)), key=lambda i: -values[i])[: top_k or None]
+    scaled = [math.exp(v / temperature) if i in kept else 0.0 for i, v in enumerate(values)]
+    probabilities = [v / sum(scaled) for v in scaled]
+    sums = [sum(sorted(probabilities, reverse=True)[:n]) for n in range(len(values))]
+    assume(all(abs(total - top_p) > 1e-6 for total in sums[1:]))  # at the very edge rounding decides
+    found = sampling_weights(logits, temperature, top_k, top_p)
+    expected = nucleus(probabilities, top_p) if top_p < 1 else set(kept)
+    assert {i for i, weight in enumerate(found.tolist()) if weight} == {i for i in expected if probabilities[i]}
+    for i in expected:
+        assert float(found[i]) == pytest.approx(probabilities[i], abs=1e-9)
+    assert logits.tolist() == values
+
+
+def test_top_p_decides_what_is_drawn(model: GPT) -> None:
+    with torch.no_grad():
+        probabilities = (model(torch.tensor([[5]]))[0, -1] / 2.0).softmax(0)
+    best = probabilities.sort(descending=True)
+    top_p = float(best.values[:2].sum()) + float(best.values[2]) / 2  # within the third
+    drawn = {tokens(model, [5], 1, top_k=0, top_p=top_p, temperature=2.0, seed=seed)[0] for seed in range(80)}
+    assert drawn == set(best.indices[:3].tolist())
+    assert tokens(model, [5], top_p=0.0, temperature=1.5) == tokens(model, [5], temperature=0)
+    assert tokens(model, [5], top_p=1.0, temperature=1.5) == tokens(model, [5], temperature=1.5)
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 0}, {"top_k": 3, "top_p": 0.5}])
+def test_choices_tell_what_was_drawn_from(how: dict[str, Any], model: GPT) -> None:
+    how = HOW | how
+    choices = list(stream_choices(model, [5], 10, **how))
+    assert [choice.token for choice in choices] == tokens(model, [5], 10, **how)
+    ids = [5]
+    for choice in choices:
+        with torch.no_grad():
+            expected = model(torch.tensor([ids[-16:]]))[0, -1].softmax(0)
+        assert choice.probability == pytest.approx(float(expected[choice.token]), rel=1e-4)
+        five = choice.likeliest(5)
+        assert [i for i, _ in five] == expected.topk(5).indices.tolist()
+        assert [p for _, p in five] == pytest.approx(expected.topk(5).values.tolist(), rel=1e-4)
+        assert 0 < choice.drawn_with <= 1 and float(choice.weights.sum()) <= 1.0001
+        if how["temperature"] == 0:
+            assert choice.drawn_with == 1 and choice.token == five[0][0]
+        ids.append(choice.token)
+
+
 def test_a_prompt_longer_than_the_context_counts_with_its_end(model: GPT) -> None:
     long = tokenizer.encode("one two three four five six seven eight nine ten " * 5)
     assert len(long) > 16
@@ -155,9 +221,12 @@ def test_whatever_a_model_says_streams_to_what_it_said(ids: list[int]) -> None:
         ((5, 0.8, -1, 0), "top_k"),
         ((5, 0.8, 50, -1), "seed"),
         ((5, 0.8, 50, 2**64), "seed"),
+        ((5, 0.8, 50, 0, -0.1), "top_p"),
+        ((5, 0.8, 50, 0, 1.1), "top_p"),
+        ((5, 0.8, 50, 0, float("nan")), "top_p"),
     ],
 )
-def test_numbers_out_of_range(numbers: tuple[int, float, int, int], field: str) -> None:
+def test_numbers_out_of_range(numbers: tuple[Any, ...], field: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_sampling(*numbers)
     assert [p.field for p in caught.value.problems] == [field]
@@ -165,8 +234,8 @@ def test_numbers_out_of_range(numbers: tuple[int, float, int, int], field: str) 
 
 def test_all_numbers_out_of_range_are_told_together() -> None:
     with pytest.raises(ConfigError) as caught:
-        check_sampling(-1, 9.0, -1, -1)
-    assert {p.field for p in caught.value.problems} == {"length", "temperature", "top_k", "seed"}
+        check_sampling(-1, 9.0, -1, -1, 2.0)
+    assert {p.field for p in caught.value.problems} == {"length", "temperature", "top_k", "seed", "top_p"}
 
 
 # ---------------------------------------------------------------------------------------- from a stored run

@@ -50,6 +50,15 @@ def test_what_differs_is_told(runs_folder: Path) -> None:
     assert found is not None and found.basis == "the pace of run Run 1, which had another batch size, attention"
 
 
+def test_several_processes_tell_nothing_of_one(runs_folder: Path) -> None:
+    add_run(runs_folder, 1, 1000.0)
+    add_run(runs_folder, 2, 1900.0)
+    newest = list_runs()[0]
+    (newest.folder / "run.json").write_text(json.dumps(newest.info | {"world_size": 2}))
+    found = pace_of_earlier_runs(CONFIG, list_runs(), "This CPU")
+    assert found is not None and found.tokens_per_s == pytest.approx(1000)
+
+
 def test_no_run_and_damaged_runs_tell_nothing(runs_folder: Path) -> None:
     assert pace_of_earlier_runs(CONFIG, list_runs(), "This CPU") is None
     for number, text in enumerate(("{}", "[]", '{"config": 3, "environment": 4, "progress": "x"}')):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 
 from engine.config import TrainConfig
 from engine.errors import RunBusyError, RunError
-from engine.files import FolderLock, write_json
+from engine.files import write_json
 from engine.metrics import METRICS
 from engine.paths import PROJECT
 from engine.run import (
@@ -25,13 +25,13 @@ from engine.run import (
     ActiveRun,
     Run,
     active_runs,
-    delete_run,
     list_runs,
     load_run,
     new_id,
     new_info,
 )
 from engine.start import plan_run
+from engine.trash import trash_run
 
 CONFIG = TrainConfig(corpus="tiny", context_length=32, batch_size=1, device="cpu")
 PLAN = plan_run(CONFIG)[0]
@@ -97,9 +97,22 @@ def test_the_state_follows_the_process_that_trains() -> None:
     assert run.state == "interrupted"
     with trained_elsewhere(run.folder):
         assert run.state == "running"
-        assert [r.id for r in active_runs()] == [run.id]
     assert run.state == "interrupted"
-    assert active_runs() == []
+
+
+def test_the_runs_that_train_now_are_found_by_their_devices() -> None:
+    finished()
+    first = make()
+    second = ActiveRun(
+        "20261122-153012-second", replace(PLAN, config=replace(CONFIG, device="cuda:1")), first.reader.info
+    )
+    second.open()
+    assert [run.id for run in active_runs()] == sorted([first.id, second.id], reverse=True)
+    second.set_state("completed")  # it still holds its device, for an instant
+    assert [run.id for run in active_runs()] == [first.id]
+    second.close()
+    first.close()
+    assert first.reader.state == "interrupted" and active_runs() == []
 
 
 def test_an_end_is_dated_and_a_failure_explained() -> None:
@@ -122,7 +135,7 @@ def test_what_is_no_id_is_refused(run_id: str, runs_folder: Path) -> None:
     outside = runs_folder.parent / "x"
     outside.mkdir()
     write_json(outside / "run.json", {"state": "completed"})
-    for function in (load_run, delete_run):
+    for function in (load_run, trash_run):
         with pytest.raises(RunError, match="is not the id of a run"):
             function(run_id)
     assert (outside / "run.json").exists()
@@ -353,7 +366,7 @@ def test_a_run_is_trained_by_one_process() -> None:
     make().close()  # the device was given back
 
 
-# ----------------------------------------------------------------------------------- requests, deletion
+# ----------------------------------------------------------------------------------- requests
 
 
 @pytest.mark.parametrize("what", ["pause", "resume", "save", "stop"])
@@ -396,27 +409,3 @@ def test_an_old_request_does_not_stop_the_next_start() -> None:
     again = ActiveRun(run.id, PLAN, run.reader.info).open()
     assert again.take_request() is None
     again.close()
-
-
-def test_a_deleted_run_is_gone(runs_folder: Path) -> None:
-    run, other = finished(), finished()
-    (run.folder / "checkpoints" / "step-000001").mkdir(parents=True)
-    delete_run(run.id)
-    assert not run.folder.exists()
-    assert [r.id for r in list_runs()] == [other.id]
-    assert not any(name.startswith(".trash") for name in os.listdir(runs_folder))
-    with pytest.raises(RunError, match="There is no run"):
-        delete_run(run.id)
-
-
-def test_a_run_that_is_being_trained_is_not_deleted() -> None:
-    run = make()
-    with pytest.raises(RunError, match="Stop it first"):
-        delete_run(run.id)
-    assert run.reader.state == "preparing"
-    run.close()
-    elsewhere = finished()
-    with trained_elsewhere(elsewhere.folder), pytest.raises(RunError, match="Stop it first"):
-        delete_run(elsewhere.id)
-    assert json.loads((elsewhere.folder / "run.json").read_text())["id"] == elsewhere.id
-    assert not FolderLock(elsewhere.folder / "lock").is_held()

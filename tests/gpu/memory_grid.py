@@ -2,7 +2,7 @@
 
     python tests/gpu/memory_grid.py --out tests/data/h100_memory.json
 
-Needs a CUDA GPU and about six minutes; goes on where it left off when `--out` has results already. Each row is three
+Needs a CUDA GPU and about six minutes; goes on where it left off when `--out` has results already. Each row is six
 real steps through `engine.step`, on random tokens and with constant weights, as values change nothing in the memory.
 Between rows everything is freed, the cuBLAS workspaces too, so that a row is like a fresh process. Some are repeated in
 fresh processes, which also shows what the whole process uses of the device, and some under a limit, to find with how
@@ -40,7 +40,7 @@ from engine.plan import make_plan
 from engine.run import ActiveRun
 
 LARGEST = 70 * GIB  # of the estimate; what is above may not fit
-STEPS = 3
+STEPS = 6  # the fifth is recorded as a graph, where steps are
 TIGHT = (1.0, 1.02, 1.05, 1.1, 1.15, 1.2, 1.3)  # times the most allocated
 CHOICES: dict[str, tuple[Any, ...]] = {
     "precision": ("fp32", "bf16", "bf16", "fp16"),
@@ -50,6 +50,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "tie_embeddings": (True, True, False),
     "dropout": (0.0, 0.0, 0.1),
     "grad_accum_steps": (1, 1, 3),
+    "compile": ("auto", "auto", "off"),
 }
 
 
@@ -166,6 +167,7 @@ def watch(state: step.TrainState, peaks: Peaks) -> None:
 
 def measure(config: TrainConfig) -> dict[str, Any]:
     """One row: bytes allocated, reserved and used on the device."""
+    torch._dynamo.reset()
     gc.collect()
     torch._C._cuda_clearCublasWorkspaces()
     torch.cuda.empty_cache()
@@ -176,6 +178,8 @@ def measure(config: TrainConfig) -> dict[str, Any]:
     fresh = torch.cuda.memory_allocated()
     peaks = Peaks()
     watch(state, peaks)
+    if config.compile == "on":
+        step.compile_model(state)
     for _ in range(STEPS):
         for row in step.train_step(state, wait=True):
             assert np.isfinite(row["train_loss"]), row
@@ -301,6 +305,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rows", type=int, default=190, help="how many settings to measure")
     parser.add_argument("--fresh", type=int, default=38, help="how many of them to repeat in processes of their own")
+    parser.add_argument("--compiled", type=int, default=12, help="how many of them to repeat compiled")
     parser.add_argument("--tight", type=int, default=12, help="how many of them to repeat with as little as they bear")
     parser.add_argument("--seconds", type=float, default=540, help="stop beginning new rows after this long")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -321,6 +326,10 @@ def main() -> None:
         except (RuntimeError, AssertionError) as error:
             measured = str(error)
         if not record.add("rows", config, measured):
+            break
+    compiled = [dataclasses.replace(config, compile="on") for config in spread(configs, options.compiled)]
+    for config in record.missing("compiled", compiled):
+        if not record.add("compiled", config, measure(config)):
             break
     peaks = {json.dumps(key_of(c)): r for c in configs for r in record.data["rows"] if key_of(c).items() <= r.items()}
     for config in record.missing("tight", spread(configs[3:], options.tight)):

@@ -1,0 +1,106 @@
+"""What makes a GPU's steps fast: compiled blocks, and a step replayed as a CUDA graph.
+
+A small model's step is hundreds of kernels of a few microseconds, which the host cannot launch as fast as the GPU runs
+them; recorded once as a graph, they are launched by one call. A large model gains by compilation, which fuses what
+lies between matrix products. Which of a run's steps are compiled follows from its settings and length alone, never from
+the clock, so that a resumed run computes exactly as an uninterrupted one; replaying changes no number at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from engine.config import ModelConfig, TrainConfig
+from engine.plan import Plan
+
+COMPILE_AT_STEP = 2  # the first steps run at once: a learner sees them while the compiler works
+PAYS_AFTER_S = 150.0  # of training: it gains about a fifth, and takes some twenty seconds
+FLOPS_PER_CORE = 3e12  # what a multiprocessor was seen to do a second in bf16 (132 of them: 400 TFLOP/s)
+STEPS_BEFORE_RECORDING = 4  # libraries set themselves up in their first calls, which cannot be recorded
+
+
+def flops_per_token(model: ModelConfig) -> int:
+    """Floating-point operations that training on one token takes: 6·(12·L·D² + V·D) + 12·L·D·T.
+
+    Six for each weight of a matrix product (two forward, four backward), and the attention's two products, whose causal
+    half is counted as whole; the formula of PaLM (arXiv:2204.02311, appendix B), as nanoGPT and others count.
+    """
+    m = model
+    return 6 * (12 * m.layers * m.width**2 + m.vocabulary_size * m.width) + 12 * m.layers * m.width * m.context_length
+
+
+def compiles(plan: Plan, device: torch.device) -> bool:
+    """Whether a run is to be compiled: as asked for, or where it is long enough to gain by it."""
+    config = plan.config
+    if device.type != "cuda" or config.compile == "off":
+        return False
+    if config.compile == "on":
+        return True
+    cores = torch.cuda.get_device_properties(device).multi_processor_count
+    return plan.tokens * flops_per_token(config.model) > PAYS_AFTER_S * FLOPS_PER_CORE * cores
+
+
+def records(config: TrainConfig, device: torch.device) -> bool:
+    """Whether steps are replayed as graphs. Checkpointing with dropout keeps random states, which a graph cannot."""
+    if device.type != "cuda" or config.compile == "off":
+        return False
+    return not (config.gradient_checkpointing and config.dropout > 0)
+
+
+class Recorder:
+    """Runs pieces of a step; after a few steps it records each as a CUDA graph, and from then on replays that.
+
+    A piece must read and write the same memory each time, and never wait for the device.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self._steps = 0
+        self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
+
+    @property
+    def recording(self) -> bool:
+        """Whether pieces are replayed by now."""
+        return self.enabled and self._steps > STEPS_BEFORE_RECORDING
+
+    def begin_step(self) -> None:
+        """Call it once before the pieces of each step."""
+        self._steps += 1
+
+    def run(self, name: str, piece: Callable[[], None]) -> None:
+        """Do a piece of work, on the current stream."""
+        if not self.recording:
+            piece()
+            return
+        if name not in self._graphs:
+            self._graphs[name] = self._record(piece)
+        self._graphs[name].replay()
+
+    def _record(self, piece: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        if not self._graphs:
+            torch.cuda.empty_cache()  # graphs take memory of their own: what the first steps held goes back
+        graph = torch.cuda.CUDAGraph()
+        pool = next((g.pool() for g in self._graphs.values()), None)
+        # thread_local: what other threads of the app do with the GPU is no error
+        with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+            piece()
+        return graph
+
+
+def compile_stack(stack: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """The compiled form of `stack`, tried once forward and backward, so that what fails does so here.
+
+    Args:
+        stack: (B, T, D) -> (B, T, D), with weights of its own.
+        example: what it will be called with, in shape and dtype.
+
+    Raises:
+        RuntimeError and others: no compiler, or one that cannot do this.
+    """
+    compiled: Callable[..., torch.Tensor] = torch.compile(stack, dynamic=False)
+    with torch.random.fork_rng([example.device]):
+        x = example.detach().requires_grad_()
+        torch.autograd.grad(compiled(x).float().sum(), x)
+    return compiled

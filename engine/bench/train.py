@@ -1,0 +1,136 @@
+"""How fast training steps are, beside the rate of this machine's own matrix products.
+
+Steps are the product's own (`engine.step`), on random tokens, as speed does not depend on what is read. Validation,
+samples and saving are left out.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.accelerate import flops_per_token
+from engine.config import TrainConfig
+from engine.plan import make_plan
+from engine.start import Text
+from engine.step import DTYPES, TrainState, build, compile_model, finished_rows, memory_gib, train_step
+
+BLOCKS = 5  # of equal length; the median one counts
+
+
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """What was measured.
+
+    Attributes:
+        tokens_per_s: of the median block.
+        spread: (fastest - slowest block) / median.
+        step_s: seconds of an optimizer step.
+        first_step_s: from nothing until the first step was done: weights drawn, optimizer built.
+        warm_up_s: from nothing until steps had their full speed: compiled and recorded, where they are.
+        flops: floating-point operations a second, by `engine.accelerate.flops_per_token`.
+        matmul_flops: of a large matrix product in the same precision, in the same process.
+        peak_gib: GPU: the most that was allocated. CPU: what the process holds.
+    """
+
+    tokens_per_s: float
+    spread: float
+    step_s: float
+    first_step_s: float
+    warm_up_s: float
+    flops: float
+    matmul_flops: float
+    peak_gib: float
+
+    @property
+    def utilization(self) -> float:
+        """Share of the matrix products' rate."""
+        return self.flops / self.matmul_flops
+
+
+def measure_training(config: TrainConfig, seconds: float = 10.0) -> TrainingSpeed:
+    """Train for about so many seconds after warming up.
+
+    Args:
+        config: checked, with device, precision and threads filled in. `compile="auto"` compiles nothing here: a
+            benchmark is too short to gain by it.
+
+    Raises:
+        ConfigError: a library is missing.
+        torch.OutOfMemoryError: it does not fit.
+    """
+    began = time.perf_counter()
+    state = random_state(config)
+    run_steps(state, 1)
+    first = time.perf_counter() - began
+    if config.compile == "on" and state.device.type == "cuda":
+        compile_model(state)
+    run_steps(state, 6 if state.device.type == "cuda" else 1)  # a graph is recorded by then
+    warm = time.perf_counter() - began
+    one = _timed(lambda: run_steps(state, 3)) / 3
+    count = max(1, round(seconds / BLOCKS / one))
+    blocks = [_timed(lambda: run_steps(state, count)) / count for _ in range(BLOCKS)]
+    step_s = statistics.median(blocks)
+    tokens = state.config.tokens_per_step
+    peak = memory_gib(state.device)
+    device = state.device
+    return TrainingSpeed(
+        tokens_per_s=tokens / step_s,
+        spread=(max(blocks) - min(blocks)) / step_s,
+        step_s=step_s,
+        first_step_s=first,
+        warm_up_s=warm,
+        flops=tokens / step_s * flops_per_token(config.model),
+        matmul_flops=matmul_flops(device, config.precision),
+        peak_gib=peak,
+    )
+
+
+def matmul_flops(device: torch.device, precision: str) -> float:
+    """Floating-point operations a second of a square matrix product, the best of ten: 2·n³ over its seconds.
+
+    On random values: zeros are multiplied faster.
+    """
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device, dtype=DTYPES.get(precision, torch.bfloat16)) for _ in range(2))
+    out = torch.empty_like(a)
+    repeat = 10 if device.type == "cuda" else 1
+
+    def products() -> None:
+        for _ in range(repeat):
+            torch.mm(a, b, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    products()
+    return 2 * n**3 * repeat / min(_timed(products) for _ in range(10))
+
+
+def random_state(config: TrainConfig) -> TrainState:
+    tokens = np.random.default_rng(0).integers(0, config.model.vocabulary_size, 2**20, dtype=np.uint16)
+    need = (config.sequences_per_step + 1) * config.model.context_length
+    if need > len(tokens):
+        tokens = np.resize(tokens, need)
+    plan = make_plan(config, len(tokens), 0, device=config.device, precision=config.precision)
+    text: Any = Text(tokens, tokens[:0], None, None)  # type: ignore[arg-type]  # of no corpus
+    return build(plan, text)
+
+
+def run_steps(state: TrainState, count: int) -> None:
+    for _ in range(count):
+        for _ in train_step(state):
+            pass
+    for _ in finished_rows(state):
+        pass
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

@@ -1,0 +1,254 @@
+"""Several runs held against each other: the settings in which they differ, and what came of it.
+
+from engine import compare
+
+both = compare([first.id, second.id])
+print(both.differences, both.results, both.same_tokens.table, sep="\\n\\n")
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from engine.config import SETTINGS
+from engine.corpora.density import bits_per_byte, bytes_per_token
+from engine.errors import RunError
+from engine.history import History, Load, Measured, history
+from engine.run import load_run
+
+WINDOW = 0.05  # a training loss is the mean over the last twentieth of the tokens, or seconds, up to where it is read
+
+# Which end of a column is the good one. The others say how much was done rather than how well.
+LOWER_IS_BETTER = {
+    "train_loss": True,
+    "val_loss": True,
+    "best_val_loss": True,
+    "perplexity": True,
+    "bits_per_byte": True,
+    "tokens_per_s": False,
+    "elapsed_s": True,
+    "wall_s": True,
+    "memory_gib": True,
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The losses of all runs at one place of an axis, the furthest that every one of them has reached.
+
+    Attributes:
+        axis: `tokens` or `elapsed_s`.
+        at: the place, in tokens or seconds; None when nothing was measured.
+        table: a row a run, indexed by id. `step`: the last one up to there. `train_loss`: mean over the last twentieth
+            of the way there, as a single step says little. `val_loss`: the last one measured up to there, and `val_at`:
+            where that was, on the axis. Of a branch the steps of its parents count too.
+    """
+
+    axis: str
+    at: float | None
+    table: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs beside each other. A value that nobody measured is NaN or None.
+
+    Attributes:
+        settings: a row a setting, a column a run.
+        results: a row a run, indexed by id:
+            `name`, `state`, `parameters`, `steps`, `tokens` (a branch counts its parents' steps and tokens too);
+            `train_loss`: nats per token, mean over the last twentieth of the run's own tokens; `val_loss`: the last one
+            measured; `best_val_loss`: the lowest one; `perplexity`: e to the `val_loss`; `bits_per_byte`: the
+            `val_loss` by the bytes of the validation text, where its tokens are here; `tokens_per_s`: median of its
+            steps; `elapsed_s`: training time, pauses left out, a branch's parents' included; `wall_s`: from its start
+            to its last step, everything included; `memory_gib`: the most that was measured.
+        same_tokens, same_time: the losses at the largest number of tokens, or seconds of training, all have reached.
+        same_corpus: whether all train on one text; otherwise their training losses cannot be compared.
+        same_validation: whether all validate on one text; otherwise neither can their validation losses.
+    """
+
+    settings: pd.DataFrame
+    results: pd.DataFrame
+    same_tokens: Reading
+    same_time: Reading
+    same_corpus: bool
+    same_validation: bool
+
+    @property
+    def differences(self) -> pd.DataFrame:
+        """The settings in which the runs are not all alike."""
+        return self.settings[[len(set(map(repr, row))) > 1 for row in self.settings.to_numpy()]]
+
+    def best(self, column: str, table: pd.DataFrame | None = None) -> list[str]:
+        """The ids of the runs with the best value of a column; none where the values cannot be compared.
+
+        Args:
+            column: of `LOWER_IS_BETTER`; of another one there is no best.
+            table: `results`, or the table of a reading.
+        """
+        comparable = self.same_corpus if column == "train_loss" else self.same_validation
+        if column not in LOWER_IS_BETTER or (column in _LOSSES and not comparable):
+            return []
+        values = (self.results if table is None else table)[column]
+        values = values[np.isfinite(values)]
+        if len(values) < 2:
+            return []
+        return list(values.index[values == (values.min() if LOWER_IS_BETTER[column] else values.max())])
+
+
+_LOSSES = ("train_loss", "val_loss", "best_val_loss", "perplexity", "bits_per_byte")
+_COLUMNS = ("step", "tokens", "elapsed_s", "train_loss", "val_loss")
+
+
+def compare(run_ids: Iterable[str], *, load: Load = load_run) -> Comparison:
+    """Hold runs against each other.
+
+    Args:
+        run_ids: at least one; a repeated one counts once.
+        load: reads a run; for what has been read already.
+
+    Raises:
+        RunError: there is no run of a name, or no name.
+    """
+    ids = list(dict.fromkeys(run_ids))
+    if not ids:
+        raise RunError("There is nothing to compare: name at least one run.")
+    read = cache(lambda run_id: _Read.of(load(run_id)))  # a parent of many is read once, and at one moment
+    histories = {run_id: history(run_id, read, _COLUMNS) for run_id in ids}
+    results = {run_id: _results(run_id, read(run_id), histories[run_id].only_own()) for run_id in ids}
+    infos = {run_id: read(run_id).info for run_id in ids}
+    return Comparison(
+        settings=_settings(infos),
+        results=_table(results),
+        same_tokens=_reading(histories, "tokens"),
+        same_time=_reading(histories, "elapsed_s"),
+        same_corpus=len({info.get("corpus_sha256") for info in infos.values()}) == 1,
+        same_validation=len({_validation_text(info) for info in infos.values()}) == 1,
+    )
+
+
+@dataclass(frozen=True)
+class _Read:
+    info: dict[str, Any]
+    state: str
+    metrics: pd.DataFrame
+
+    @classmethod
+    def of(cls, run: Measured) -> _Read:
+        return cls(run.info, run.state, run.metrics)
+
+
+def _table(rows: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(list(rows.values()), index=pd.Index(rows, name="run"))
+
+
+def _config(info: Mapping[str, Any]) -> dict[str, Any]:
+    config = info.get("config")
+    return config if isinstance(config, dict) else {}
+
+
+def _settings(infos: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    columns = {run_id: [_config(info).get(name) for name in SETTINGS] for run_id, info in infos.items()}
+    return pd.DataFrame(columns, index=pd.Index(SETTINGS, name="setting"), dtype=object)
+
+
+def _validation_text(info: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells the validation text of a run from another one's."""
+    other = info.get("val_corpus_sha256")
+    return (other,) if other else (info.get("corpus_sha256"), _config(info).get("val_fraction"))
+
+
+def _results(run_id: str, run: _Read, own: History) -> dict[str, Any]:
+    info, metrics = run.info, run.metrics
+    there = len(own) > 0
+    measured = own["val_loss"][np.isfinite(own["val_loss"])]
+    val_loss = float(measured[-1]) if len(measured) else math.nan
+    density = _bytes_per_token(info)
+    return {
+        "name": str(info.get("name") or run_id),
+        "state": run.state,
+        "parameters": _number(info.get("parameters")),
+        "steps": float(own["step"][-1]) if there else math.nan,
+        "tokens": float(own["tokens"][-1]) if there else math.nan,
+        "train_loss": _level(own, "tokens", own["tokens"][-1]) if there else math.nan,
+        "val_loss": val_loss,
+        "best_val_loss": float(measured.min()) if len(measured) else math.nan,
+        "perplexity": math.exp(val_loss) if val_loss < 700 else math.nan,
+        "bits_per_byte": bits_per_byte(val_loss, density) if density else math.nan,
+        "tokens_per_s": _of_finite(np.median, metrics, "tokens_per_s"),
+        "elapsed_s": float(own["elapsed_s"][-1]) if there else math.nan,
+        "wall_s": _wall_s(info, metrics),
+        "memory_gib": _of_finite(np.max, metrics, "memory_gib"),
+    }
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _of_finite(what: Any, metrics: pd.DataFrame, column: str) -> float:
+    values = metrics[column].to_numpy()
+    values = values[np.isfinite(values)]
+    return float(what(values)) if len(values) else math.nan
+
+
+def _wall_s(info: Mapping[str, Any], metrics: pd.DataFrame) -> float:
+    try:
+        seconds = (metrics["time"].iloc[-1] - datetime.fromisoformat(info["created"])).total_seconds()
+    except (IndexError, KeyError, TypeError, ValueError):
+        return math.nan
+    return float(seconds) if seconds >= 0 else math.nan
+
+
+def _bytes_per_token(info: Mapping[str, Any]) -> float | None:
+    """Of the validation text."""
+    config = _config(info)
+    if info.get("val_corpus_sha256"):
+        return bytes_per_token(str(config.get("val_corpus")), info["val_corpus_sha256"])
+    share = config.get("val_fraction")
+    if not isinstance(share, float):
+        return None
+    return bytes_per_token(str(config.get("corpus")), info.get("corpus_sha256", ""), share)
+
+
+# ------------------------------------------------------------------------------------------------- readings
+
+
+def _reading(histories: Mapping[str, History], axis: str) -> Reading:
+    rows = {run_id: h.where(np.isfinite(h[axis])) for run_id, h in histories.items()}
+    reached = [float(h[axis][-1]) for h in rows.values() if len(h)]
+    at = min(reached, default=None)
+    return Reading(axis, at, _table({run_id: _read_at(h, axis, at) for run_id, h in rows.items()}))
+
+
+def _read_at(rows: History, axis: str, at: float | None) -> dict[str, float]:
+    end = 0 if at is None else int(np.searchsorted(rows[axis], at, side="right"))
+    measured = np.flatnonzero(np.isfinite(rows["val_loss"][:end]))
+    last = measured[-1] if len(measured) else None
+    return {
+        "step": float(rows["step"][end - 1]) if end else math.nan,
+        "train_loss": math.nan if at is None else _level(rows, axis, at),
+        "val_loss": math.nan if last is None else float(rows["val_loss"][last]),
+        "val_at": math.nan if last is None else float(rows[axis][last]),
+    }
+
+
+def _level(rows: History, axis: str, at: float) -> float:
+    """The mean training loss over the last twentieth of the way to `at`, the last step up to there at least.
+
+    Not a number when one of them was none: a run that diverged there has no loss.
+    """
+    places: NDArray[Any] = rows[axis]
+    end = int(np.searchsorted(places, at, side="right"))
+    first = min(int(np.searchsorted(places, at * (1 - WINDOW), side="right")), end - 1)
+    level = float(np.mean(rows["train_loss"][first:end])) if end else math.nan
+    return level if math.isfinite(level) else math.nan

@@ -1,0 +1,64 @@
+"""engine.accelerate: which runs are compiled and replayed; the GPU's part is tests/gpu/grid.py's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from engine.accelerate import Recorder, compiles, flops_per_token, records
+from engine.config import PRESETS, ModelConfig, TrainConfig
+from engine.plan import make_plan
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def test_flops_are_those_of_the_formula() -> None:
+    """medium: 6·(12·12·768² + 50,257·768) + 12·12·768·1,024, worked out by hand."""
+    assert flops_per_token(TrainConfig(config="medium").model) == 6 * (84_934_656 + 38_597_376) + 113_246_208
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_flops_follow_from_the_shapes_of_the_matrices(preset: str) -> None:
+    from engine.model import GPT
+
+    config = TrainConfig(config=preset, context_length=64).model
+    small = ModelConfig(config.layers, config.heads, config.width, 64, vocabulary_size=101)
+    with torch.device("meta"):
+        model = GPT(small)
+    matrices = sum(w.numel() for name, w in model.named_parameters() if w.dim() == 2 and "position" not in name)
+    attention = 12 * small.layers * small.width * small.context_length
+    assert flops_per_token(small) == 6 * matrices + attention
+
+
+@pytest.fixture
+def h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+
+
+def test_only_long_runs_are_compiled_by_themselves(h100: None) -> None:
+    """150 s at 396 TFLOP/s are 70 million tokens of medium."""
+    config = TrainConfig(config="medium", batch_size=8, epochs=1)
+    short, long = make_plan(config, 60_000_000, 0), make_plan(config, 80_000_000, 0)
+    assert [compiles(plan, GPU) for plan in (short, long)] == [False, True]
+    assert not compiles(long, CPU)
+    assert compiles(replace(short, config=replace(config, compile="on")), GPU)
+    assert not compiles(replace(long, config=replace(config, compile="off")), GPU)
+
+
+def test_steps_are_recorded_on_a_gpu_unless_turned_off() -> None:
+    config = TrainConfig()
+    assert records(config, GPU) and not records(config, CPU)
+    assert not records(replace(config, compile="off"), GPU)
+    assert not records(replace(config, gradient_checkpointing=True, dropout=0.1), GPU)
+
+
+def test_a_recorder_that_is_off_does_the_work_each_time() -> None:
+    recorder, done = Recorder(enabled=False), []
+    for step in range(10):
+        recorder.begin_step()
+        recorder.run("piece", lambda step=step: done.append(step))  # type: ignore[misc]
+    assert done == list(range(10)) and not recorder.recording
