@@ -167,7 +167,7 @@ def test_an_exercise_runs_to_its_reading(app: App, page: Page) -> None:
 
 
 def test_a_run_that_memory_ends_leaves_a_usable_page(browser: Browser, tmp_path: Path) -> None:
-    app = App(tmp_path, ["tests/with_little_memory.py", "2.5"])
+    app = App(tmp_path, ["tests/with_little_memory.py", "3.5"])
     try:
         words = " ".join(random.Random(0).choices(("one", "two", "three", "four"), k=20_000))
         (app.corpora / "numbers.txt").write_text(words)
