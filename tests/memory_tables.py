@@ -7,7 +7,6 @@ A test holds the page to them (tests/test_memory_page.py).
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import statistics
@@ -58,14 +57,9 @@ def rule_of_thumb(config: TrainConfig) -> float:
     return weights + model.layers * stream * (2 if config.gradient_checkpointing else 34 + quadratic)
 
 
-def rule_errors(rows: Iterable[Row], logits: int = 0) -> list[float]:
-    """(rule of thumb - measured) / measured for each row; `logits` adds so many bytes for each token and each word."""
-    found = []
-    for row in rows:
-        config = config_of(row)
-        more = logits * config.batch_size * config.model.context_length * config.model.vocabulary_size
-        found.append((rule_of_thumb(config) + more) / row["peak_allocated"] - 1)
-    return found
+def rule_errors(rows: Iterable[Row]) -> list[float]:
+    """(rule of thumb - measured) / measured for each row."""
+    return [rule_of_thumb(config_of(row)) / row["peak_allocated"] - 1 for row in rows]
 
 
 def groups(rows: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
@@ -95,12 +89,7 @@ def table(rows: Sequence[Row], of: Callable[[list[Row]], list[float]]) -> str:
 def comparison() -> str:
     """The estimate beside the rule of thumb, on the held-back rows and on all."""
     lines = ["| | rows | median error | largest error | largest underestimate |", "|---|---|---|---|---|"]
-    with_logits = functools.partial(rule_errors, logits=8)
-    for name, of in (
-        ("this estimate", errors),
-        ("rule of thumb", rule_errors),
-        ("the same and 8·N·V for the logits", with_logits),
-    ):
+    for name, of in (("this estimate", errors), ("rule of thumb", rule_errors)):
         for which, chosen in (("held back", [r for r in GPU["rows"] if r["held_back"]]), ("all", GPU["rows"])):
             found = of(chosen)
             sizes = [abs(error) for error in found]

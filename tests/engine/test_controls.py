@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 
 from engine import config as config_module
 from engine import train
+from engine.accelerate import records
 from engine.checkpoint import load
 from engine.config import SETTINGS, VOCABULARY_SIZE, Preset, TrainConfig
 from engine.errors import ConfigError
@@ -71,6 +73,12 @@ def outcome(**changes: Any) -> Outcome:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         run = train(replace(BASE, **changes))
     return Outcome(run, kept, torch.get_num_threads())
+
+
+@cache
+def unchanged_outcome(companions: tuple[tuple[str, Any], ...]) -> Outcome:
+    """A run to compare with; its folder stays until the tests are over."""
+    return outcome(**dict(companions))
 
 
 @pytest.fixture(autouse=True)
@@ -162,11 +170,11 @@ EFFECTS: dict[str, tuple[dict[str, Any], Check]] = {
         lambda it, base: [c.step for c in it.run.checkpoints] == [2, 3],
     ),
 }
-REFUSED = {"device": "cuda"}  # nothing to see of it here but that there is none: see test_a_device_that_is_not_there
+NEED_A_GPU = {"device", "compile"}  # see the last two tests
 
 
 def test_every_setting_has_its_effect_in_the_table() -> None:
-    assert EFFECTS.keys() | REFUSED.keys() == SETTINGS.keys()
+    assert EFFECTS.keys() | NEED_A_GPU == SETTINGS.keys()
 
 
 @pytest.mark.parametrize("name", EFFECTS)
@@ -174,7 +182,7 @@ def test_a_setting_has_its_effect(name: str) -> None:
     changes, shows = EFFECTS[name]
     assert name in changes and changes[name] != getattr(BASE, name)
     unchanged = {other: value for other, value in changes.items() if other != name}
-    base, it = outcome(**unchanged), outcome(**changes)
+    base, it = unchanged_outcome(tuple(unchanged.items())), outcome(**changes)
     assert it.run.state == base.run.state == "completed"
     assert getattr(it.run.config, name) == changes[name]
     assert shows(it, base), (it.run.metrics, base.run.metrics)
@@ -183,5 +191,12 @@ def test_a_setting_has_its_effect(name: str) -> None:
 
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match="cuda does not exist"):
-        outcome(**REFUSED)
+        outcome(device="cuda")
     assert outcome().run.config.device == "cpu"
+
+
+def test_compilation_is_the_gpus_and_changes_nothing_on_a_cpu() -> None:
+    """What it does on a GPU is for tests/engine/test_accelerate.py to tell when, and tests/gpu/grid.py to measure."""
+    assert outcome(compile="on").losses == outcome(compile="off").losses
+    gpu = torch.device("cuda")
+    assert records(replace(BASE, compile="on"), gpu) and not records(replace(BASE, compile="off"), gpu)
