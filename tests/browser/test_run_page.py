@@ -52,6 +52,8 @@ def import_verify_and_delete(app: App, page: Page, run: Run, tmp_path: Path) -> 
     page.get_by_role("button", name="Import a run …").click()
     for name in ("bad.zip", "run.zip"):
         page.locator("input[type=file]").set_input_files(tmp_path / name)
+        expect(page.get_by_test_id("stDialog").get_by_text(name, exact=True)).to_be_visible(timeout=SLOW)
+        expect(page.get_by_text("cannot be imported")).to_have_count(0, timeout=SLOW)  # that of the file before
         page.get_by_test_id("stDialog").get_by_role("button", name="Import", exact=True).click()
         if name == "bad.zip":
             expect(page.get_by_text("cannot be imported")).to_be_visible(timeout=SLOW)
