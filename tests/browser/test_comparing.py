@@ -71,7 +71,7 @@ def test_a_branch_beside_its_parent_and_the_chart_as_files(app: App, page: Page,
     alone = page.context.new_page()
     alone.goto(html.as_uri())
     alone.wait_for_selector(".legendtext")
-    assert shown_names(alone.locator(".legendtext").all_inner_texts()) == set(NAMES)
+    assert shown_names(alone.locator(".legendtext").all_text_contents()) == set(NAMES)
     alone.close()
     page.context.set_offline(False)
 
