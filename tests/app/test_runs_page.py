@@ -260,3 +260,12 @@ def test_a_name_is_shown_as_text(open_page: Open, make_run: Make) -> None:
     make_run(DONE, name="<b>*x*</b> \ud83d")
     page = press(open_page("runs"), "Delete")
     assert plain("<b>*x*</b>") in texts(page)
+
+
+def test_ticking_rows_chooses_runs_and_tells_the_address(open_page: Open, three: None) -> None:
+    page = open_page("runs")
+    key = f"runs-table-{hash(((THIRD, OTHER, DONE), page.session_state['runs-table']))}"
+    page.session_state[key] = {"selection": {"rows": [0, 2]}}
+    page.run()
+    expect_sound(page)
+    assert shown(page) == [THIRD, DONE]
