@@ -19,6 +19,7 @@ from engine.library import Summary, list_summaries
 from engine.run import Run, active_runs, load_run
 
 COMPARED = 50  # runs at most; a chart of more shows nothing
+TOLD = 3  # damaged folders that are explained below the table
 TICK_S = 5.0
 
 
@@ -33,16 +34,27 @@ def find(chosen: list[str]) -> None:
         st.button("Show all runs", icon=":material/filter_alt_off:", on_click=clear_filters, key="clear-filters")
     ids = {run.id for run in shown}
     ticked = run_table(shown, chosen) if shown else []
-    unseen = len([run_id for run_id in chosen if run_id not in ids])
-    count = f"{len(shown):,} of {len(runs):,} runs" if len(shown) < len(runs) else f"{len(runs):,} runs"
-    st.caption(
-        f"{'1 run' if len(runs) == 1 else count}. Choose rows on the left to compare their losses."
-        + (f" {unseen:,} of the {len(chosen):,} chosen are not in this list." if unseen else "")
-    )
+    _tell_count(len(shown), len(runs), len([run_id for run_id in chosen if run_id not in ids]))
+    _tell_problems(shown)
     now = [run.id for run in runs if run.id in ticked or (run.id in chosen and run.id not in ids)]
     if now != chosen:
         choose(now, in_table=True)
         st.rerun()
+
+
+def _tell_count(shown: int, all_runs: int, unseen: int) -> None:
+    count = f"{shown:,} of {all_runs:,} runs" if shown < all_runs else f"{shown:,} run{'s' * (shown != 1)}"
+    hidden = f" {unseen:,} chosen {'is' if unseen == 1 else 'are'} not in this list." if unseen else ""
+    st.caption(f"{count}. Choose rows on the left to compare them.{hidden}")
+
+
+def _tell_problems(shown: Sequence[Summary]) -> None:
+    """A sentence for each of the first few folders that are not whole runs; the table has one for each of them."""
+    broken = [run for run in shown if run.problem]
+    for run in broken[:TOLD]:
+        st.caption(f":material/warning: {plain(run.id)}: {plain(run.problem)}")
+    if len(broken) > TOLD:
+        st.caption(f":material/warning: {len(broken) - TOLD:,} more folders are damaged; the table says how.")
 
 
 def act_on(chosen: Sequence[Summary], sound: Sequence[Run]) -> None:
@@ -64,9 +76,6 @@ def look_at(chosen: Sequence[Summary], everything: Sequence[Summary]) -> None:
     """What one can do with the chosen runs, and their curves."""
     sound = [load_run(run.id) for run in chosen if not run.problem]
     act_on(chosen, sound)
-    for run in chosen:
-        if run.problem:
-            st.warning(f"{plain(run.id)}: {plain(run.problem)}", icon=":material/broken_image:")
     if len(chosen) == len(sound) == 1:
         with st.expander("Name, note and tags", icon=":material/edit:", key=f"edit-{sound[0].id}"):
             label_form(chosen[0], all_tags(everything))

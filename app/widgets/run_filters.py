@@ -49,13 +49,14 @@ def shown_state(run: Summary) -> str:
 
 def run_filters(runs: Sequence[Summary]) -> Filters:
     """The search box and the filters."""
-    with st.grid("auto", min_column_width=170, gap="small"):
+    with st.grid(5, min_column_width=120, gap="small"):
         search = st.text_input(
             "Search",
             type="search",
             key=_KEYS[0],
-            live="150ms",
-            placeholder="Name, id, note, tag, corpus",
+            live="100ms",
+            placeholder="Name, note, tag …",
+            help="Shows runs that have every word in their name, id, note, tags or corpus.",
             icon=":material/search:",
             persist_state="session",
         )

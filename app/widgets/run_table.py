@@ -24,7 +24,6 @@ def row(run: Summary) -> dict[str, Any]:
         STAR: STAR if run.starred else "",
         "name": run.name,
         "state": (MARK if run.problem else "") + shown_state(run),
-        "problem": run.problem or None,
         "preset": run.config or None,
         "corpus": run.corpus or None,
         "steps": run.step,
@@ -39,6 +38,7 @@ def row(run: Summary) -> dict[str, Any]:
         "parent": f"{run.parent} @ {run.parent_step or 0}" if run.parent else None,
         "tags": list(run.tags),
         "id": run.id,
+        "problem": run.problem or None,
     }
 
 
