@@ -421,7 +421,9 @@ def slowdown(c: Curves) -> Finding | None:
     return Finding("slowdown", "warning", "Training slowed down", evidence, advice, ("threads", "device"), since)
 
 
-PASS_PER_LAYER_S = 3e-3  # on an H100's host (docs/gpu.md) nano takes 1.9 to 2.8 ms a layer, with a GPU all but idle
+# On an H100 (docs/gpu.md) nano takes 0.34 to 0.67 ms a layer with a GPU that could do more: its steps are replayed as
+# graphs. Without them, 3 ms a layer pass before it has enough to do.
+PASS_PER_LAYER_S = {True: 0.8e-3, False: 3e-3}
 RECOMPUTES = 1.5  # gradient checkpointing runs the forward pass twice: three passes' kernels for two
 
 
@@ -435,11 +437,12 @@ def small_batches(c: Curves) -> Finding | None:
         return None
     tokens = c.config.batch_size * c.config.model.context_length
     seconds, layers = tokens / c.rate.end, c.config.model.layers
-    if seconds > PASS_PER_LAYER_S * layers * (RECOMPUTES if c.config.gradient_checkpointing else 1):
+    replayed = c.config.compile != "off"
+    if seconds > PASS_PER_LAYER_S[replayed] * layers * (RECOMPUTES if c.config.gradient_checkpointing else 1):
         return None
     evidence = (
-        f"A forward and backward pass over {tokens:,} tokens takes {seconds * 1e3:.1f} ms, and starting the GPU's work "
-        f"for {layers} layers takes about as long whatever the batch, so the GPU may be waiting."
+        f"A forward and backward pass over {tokens:,} tokens takes {seconds * 1e3:.1f} ms, and the work "
+        f"of {layers} layers takes about as long whatever the batch is, so the GPU may be waiting."
     )
     advice = f"Try batch_size {c.config.batch_size * 2}: if tokens/s rise clearly, this was the limit; else it was not."
     settings = ("batch_size", "grad_accum_steps")

@@ -169,7 +169,8 @@ def _problem(folder: Path, info: Mapping[str, Any]) -> str:
         return "Its name is not the id of a run: those have only letters, digits, - and _. Rename the folder."
     if not info:
         return "Its run.json is damaged. Put it back from a backup, or delete the run."
-    wrong = [name for name in ("config", "progress") if not isinstance(info.get(name), dict)]
+    objects = {"config": info.get("config"), "progress": info.get("progress", {})}  # a run has no progress at first
+    wrong = [name for name, value in objects.items() if not isinstance(value, dict)]
     wrong += ["state"] * (info.get("state") not in STATES)
     return f"Its run.json is damaged or foreign: {' and '.join(wrong)} cannot be read." if wrong else ""
 

@@ -37,7 +37,6 @@ def test_what_it_says_of_the_measurements_is_so() -> None:
     assert (
         f"{memory.CPU_PROCESS // memory.MIB} MiB, and bitsandbytes {memory.CPU_BITSANDBYTES // memory.MIB} MiB" in PAGE
     )
-    assert sum(row["factor"] is None for row in GPU["tight"]) == 2 and "Two more runs" in PAGE
 
 
 def test_each_command_of_it_names_a_script_that_exists() -> None:
@@ -46,9 +45,9 @@ def test_each_command_of_it_names_a_script_that_exists() -> None:
 
 
 def test_cache_and_context_are_what_processes_of_their_own_took() -> None:
-    """Most runs go through with as much as the estimate says, and the context is what the driver takes besides."""
-    bearable = [row["factor"] is not None and row["factor"] <= 1 + memory.CACHE_SHARE for row in GPU["tight"]]
-    assert sum(bearable) >= 2 / 3 * len(bearable)
+    """Most runs reserve no more than the estimate says, and the context is what the driver takes besides."""
+    share = [row["peak_reserved"] / row["peak_allocated"] - 1 <= memory.CACHE_SHARE for row in GPU["rows"]]
+    assert sum(share) >= 2 / 3 * len(share)
     beside = [(row["device_used"] - row["peak_reserved"]) / memory.MIB for row in GPU["fresh"]]
     assert abs(statistics.median(beside) - memory.CUDA_CONTEXT / memory.MIB) <= 10
     assert min(beside) >= memory.CUDA_CONTEXT / memory.MIB - 10

@@ -20,13 +20,11 @@ from engine.run import Run, active_runs, load_run
 
 COMPARED = 50  # runs at most; a chart of more shows nothing
 TOLD = 3  # damaged folders that are explained below the table
-TICK_S = 5.0
+TICK_S = 4.0  # seconds between looks at the runs that train
 
 
-@guard()
-def find(chosen: list[str]) -> None:
-    """Search, filters and the table; a search draws nothing else anew."""
-    runs = list_summaries()
+def find(runs: Sequence[Summary], chosen: list[str]) -> list[str]:
+    """Search, filters and the table; returns the ids that are chosen now."""
     filters = run_filters(runs)
     shown = sorted(filter(filters.match, runs), key=lambda run: not run.starred)
     if not shown:
@@ -39,7 +37,7 @@ def find(chosen: list[str]) -> None:
     now = [run.id for run in runs if run.id in ticked or (run.id in chosen and run.id not in ids)]
     if now != chosen:
         choose(now, in_table=True)
-        st.rerun()
+    return now
 
 
 def _tell_count(shown: int, all_runs: int, unseen: int) -> None:
@@ -85,11 +83,11 @@ def look_at(chosen: Sequence[Summary], everything: Sequence[Summary]) -> None:
         comparison(sound[:COMPARED])
 
 
-@st.fragment(run_every=2.0)
+@st.fragment(run_every=TICK_S)
 @guard()
 def follow(before: list[str]) -> None:
-    """Draw the page anew when a run begins or ends, wherever it trains."""
-    if [run.id for run in active_runs()] != before:
+    """Draw the page anew while a run trains, and when one begins or ends, wherever that is."""
+    if before or active_runs():
         st.rerun()
 
 
@@ -100,7 +98,7 @@ chosen = chosen_ids(runs)
 active = [run.id for run in active_runs()]
 deletion_notice()
 if runs:
-    st.fragment(find, run_every=TICK_S if active else None)(chosen)
+    chosen = find(runs, chosen)
     look_at([run for run in runs if run.id in chosen], runs)
 else:
     st.write("There is no run yet. A smoke run takes about half a minute:")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app.widgets import comparison_samples, comparison_tables, formats
+from app.widgets import address, comparison_samples, comparison_tables, formats
 from app.widgets.chart_files import chart_files
 from app.widgets.charts import AXES, View
 from app.widgets.comparison_charts import MEASURES
@@ -29,14 +29,17 @@ _TABS = {
 
 def comparison(chosen: list[Run]) -> None:
     """The chosen runs against each other; one alone is shown likewise."""
+    address.begin()
     column, view = _controls()
     active = _are_active(chosen)
     st.fragment(_chart, run_every=TICK_S if active else None)(chosen, active, column, view)
     runs = choice(chosen)
-    for tab, draw in zip(st.tabs(list(_TABS), key="table", bind="query-params"), _TABS.values(), strict=True):
+    tabs = st.tabs(list(_TABS), key=address.keep("table", next(iter(_TABS)), list(_TABS)), on_change="rerun")
+    for tab, draw in zip(tabs, _TABS.values(), strict=True):
         if tab.open:
             with tab:
                 draw(runs)
+    address.tell()
 
 
 def _controls() -> tuple[str, View]:
@@ -47,8 +50,7 @@ def _controls() -> tuple[str, View]:
             list(MEASURES),
             format_func=lambda column: MEASURES[column].title,
             width=160,
-            key="curve",
-            bind="query-params",
+            key=address.keep("curve", next(iter(MEASURES)), list(MEASURES)),
         )
         parts = _LOSSES["both"]
         if column == "train_loss":
@@ -58,22 +60,20 @@ def _controls() -> tuple[str, View]:
             "Smoothing",
             0.0,
             0.99,
-            0.6,
-            0.01,
+            step=0.01,
             width=180,
-            key="smoothing",
-            bind="query-params",
+            key=address.keep("smoothing", 0.6),
             help="Weight of the past in the moving average. Of a few runs the raw line stays behind it. Validation is "
             "never smoothed, nor are learning rate and memory.",
         )
-        log_x = st.toggle("Log x", key="log_x", bind="query-params")
-        log_y = st.toggle("Log y", key="log_y", bind="query-params")
+        log_x = st.toggle("Log x", key=address.keep("log_x", False))
+        log_y = st.toggle("Log y", key=address.keep("log_y", False))
     return column, View(x, smoothing, log_x, log_y, parts)
 
 
 def _buttons(title: str, words: dict[str, str], default: str, *, key: str) -> str:
     chosen = st.segmented_control(
-        title, list(words), default=default, format_func=words.get, required=True, key=key, bind="query-params"
+        title, list(words), format_func=words.get, required=True, key=address.keep(key, default, list(words))
     )
     return chosen or default
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app.widgets import formats
+from app.widgets import address, formats
 from app.widgets.chart_files import chart_files
 from app.widgets.comparison_charts import scatter_figure
 from app.widgets.comparison_data import Choice, compared
@@ -67,11 +67,9 @@ def results(runs: Choice) -> None:
         read = st.segmented_control(
             "Read the losses",
             list(_READ),
-            default="end",
             format_func=_READ.get,
             required=True,
-            key="read",
-            bind="query-params",
+            key=address.keep("read", "end", list(_READ)),
         )
     if read == "end":
         columns = {name: (title, write, text) for name, (title, write, text) in RESULTS.items()}
@@ -135,7 +133,7 @@ def settings(runs: Choice) -> None:
     """A row a setting, a column a run."""
     found = compared(runs)
     several = len(runs.ids) > 1
-    only = several and st.toggle("Differences only", value=True, key="differences", bind="query-params")
+    only = several and st.toggle("Differences only", key=address.keep("differences", True))
     shown = found.differences if only else found.settings
     if shown.empty:
         st.caption("These runs have the same settings.")
@@ -167,8 +165,8 @@ def scatter(runs: Choice) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         x = _pick("Setting", names, _setting_title, key="setting", first=1 if differing else 0)
         y = _pick("Result", results, lambda name: RESULTS[name][0].capitalize(), key="result")
-        log_x = st.toggle("Log setting", key="log_setting", bind="query-params")
-        log_y = st.toggle("Log result", key="log_result", bind="query-params")
+        log_x = st.toggle("Log setting", key=address.keep("log_setting", False))
+        log_y = st.toggle("Log result", key=address.keep("log_result", False))
     points = pd.DataFrame({"x": _numbers(_column(found, x)), "y": found.results[y]})
     titles = _setting_title(x), RESULTS[y][0].capitalize()
     with st.container(key="scatter"):
@@ -193,4 +191,5 @@ def _numbers(values: pd.Series) -> pd.Series:
 
 
 def _pick(title: str, names: Sequence[str], write: Callable[[str], str], *, key: str, first: int = 0) -> str:
-    return st.selectbox(title, names, index=first, format_func=write, width=220, key=key, bind="query-params")
+    key = address.keep(key, names[first], names)
+    return st.selectbox(title, names, format_func=write, width=220, key=key)

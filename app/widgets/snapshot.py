@@ -38,7 +38,7 @@ class Snapshot:
     @property
     def outline(self) -> tuple[Any, ...]:
         """What stands around numbers and curves: state, name, log and samples. It changes now and then."""
-        _, _, events, _, samples = self.signature
+        _locked, _run, _labels, events, _metrics, samples = self.signature
         return (self.state, self.name, events, samples)
 
     @property

@@ -209,7 +209,7 @@ def test_losses_of_different_texts_are_not_marked(runs: list[str], make_run: Mak
     assert "different texts, so training losses are not marked" in captions(page)
 
 
-@pytest.mark.parametrize(("read", "sentence"), [("At the same tokens", "7,680 tokens"), ("At the same time", "6.0 s")])
+@pytest.mark.parametrize(("read", "sentence"), [("tokens", "7,680 tokens"), ("time", "6.0 s")])
 def test_losses_at_the_same_place(runs: list[str], read: str, sentence: str) -> None:
     page = show(A, B, read=read)
     assert sentence in page.markdown[0].value
@@ -248,11 +248,11 @@ def test_the_address_keeps_the_view(runs: list[str], monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(comparison, "overlay", record)
     show(*runs)
     assert asked[-1] == ("train_loss", View())
-    page = show(*runs, x="Tokens", smoothing="0.9", log_y="true", losses="Validation")
+    page = show(*runs, x="tokens", smoothing="0.9", log_y="on", losses="validation")
     assert asked[-1] == ("train_loss", View("tokens", 0.9, False, True, ("val",)))
     page.selectbox(key="curve").set_value("grad_norm").run()
     assert asked[-1][0] == "grad_norm"
-    show(*runs, x="Nonsense", smoothing="7", curve="<b>")
+    show(*runs, x="Nonsense", smoothing="7", curve="<b>", log_y="yes")
     assert asked[-1] == ("train_loss", View())
 
 

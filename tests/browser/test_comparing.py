@@ -56,7 +56,7 @@ def test_a_branch_beside_its_parent_and_the_chart_as_files(app: App, page: Page,
 
     # What is looked at is in the address, and comes back from it.
     page.get_by_role("radio", name="Tokens").or_(page.get_by_role("button", name="Tokens", exact=True)).first.click()
-    expect(page).to_have_url(re.compile("x=Tokens"))
+    expect(page).to_have_url(re.compile("x=tokens"))
     wait_for(lambda: page.evaluate(f"{SHOWN}.layout.xaxis.title.text") == "Tokens")
 
     png, svg, html = (save(page, format, tmp_path) for format in ("PNG", "SVG", "HTML"))

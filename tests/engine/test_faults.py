@@ -477,8 +477,8 @@ def test_no_nan_reaches_the_weights(optimizer: str, what: str, monkeypatch: pyte
     states: list[step.TrainState] = []
     prepare, loss, calls = step.prepare, GPT.loss, iter(range(1, 100))
 
-    def remember(run: ActiveRun) -> step.TrainState:
-        states.append(prepare(run))
+    def remember(run: ActiveRun, *team: Any) -> step.TrainState:
+        states.append(prepare(run, *team))
         return states[0]
 
     def poisoned(self: GPT, tokens: torch.Tensor, targets: torch.Tensor, **how: Any) -> torch.Tensor:

@@ -95,7 +95,7 @@ BROKEN: dict[str, Any] = {
     "torn": ('{"state": "run', "damaged"),
     "a list": ("[1]", "damaged"),
     "an empty object": ("{}", "damaged"),
-    "another program's": ('{"name": "x"}', "config and progress and state cannot be read"),
+    "another program's": ('{"name": "x"}', "config and state cannot be read"),
     "odd values": ('{"state": ["x"], "config": 3, "progress": [1]}', "config and progress and state"),
     "bytes": (b"\xff\xfe\x00", "damaged"),
 }

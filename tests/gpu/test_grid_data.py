@@ -68,7 +68,22 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been() -> None:
     assert len(RECORD["resume"]) == 9
     for r in RECORD["resume"]:
         assert r["largest_difference"] <= 1e-5, r
-        assert {18, 20} <= set(r["saved"])
+        first, last = r["saved"][0], r["saved"][-1]
+        assert 18 <= first <= 25 and last == RECORD["steps"]["nano"], r  # a GPU may be some steps ahead of the wish
+
+
+@pytest.mark.parametrize("how", ["off", "on"])
+def test_it_does_so_compiled_and_not(how: str) -> None:
+    rows = [r for r in RECORD["compile"] if r["compile"] == how]
+    assert {r["precision"] for r in rows} == {"fp32", "bf16"}
+    assert all(r["largest_difference"] == 0 and r["stopped_at"] < RECORD["steps"]["nano"] for r in rows)
+
+
+def test_another_compilation_on_the_way_changes_a_loss_by_rounding_alone() -> None:
+    assert {(r["before"], r["after"]) for r in RECORD["switched"]} == {("off", "on"), ("on", "off"), ("off", "auto")}
+    assert all(r["largest_difference"] <= 0.005 for r in RECORD["switched"])
+    (replayed,) = [r for r in RECORD["switched"] if r["after"] == "auto"]
+    assert replayed["largest_difference"] == 0  # a short run is only replayed, which changes nothing at all
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights() -> None:

@@ -1,4 +1,4 @@
-"""Train with one and with two GPUs of this machine, and print what was measured as one JSON object.
+"""Train with one and with two GPUs of this machine, and print what was measured, one JSON object a line.
 
     python tests/gpu/two_gpus.py                                                        # about five minutes
     python tests/gpu/two_gpus.py --device cpu --preset nano --batch-size 2 --steps 8    # tries the script without a GPU
@@ -169,9 +169,9 @@ def main() -> None:
     os.environ["LAB_RUNS"], os.environ["LAB_CORPORA"] = str(folder / "runs"), str(folder / "corpora")
     make_corpus(folder / "corpora")
     try:
-        print(
-            json.dumps({"torch": version("torch"), **{part: PARTS[part](options) for part in options.parts}}, indent=1)
-        )
+        print(json.dumps({"torch": version("torch")}), flush=True)
+        for part in options.parts:
+            print(json.dumps({part: PARTS[part](options)}), flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
