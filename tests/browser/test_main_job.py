@@ -165,7 +165,8 @@ def test_start_watch_reload_steer_compare(app: App, page: Page) -> None:
     wait_for(lambda: points(page) > 0, say="The newest run's curve is not shown.")
     lines = page.evaluate("document.querySelector('.lab-plot').data.length")
     choose_rows(page, 1)
-    wait_for(lambda: page.evaluate("document.querySelector('.lab-plot').data.length") > lines, say="No second run.")
+    drawn = "document.querySelector('.lab-plot')?.data?.length ?? 0"
+    wait_for(lambda: page.evaluate(drawn) > lines, say="No second run.")
     names = page.evaluate(
         "document.querySelector('.lab-plot').data.filter(d => d.showlegend !== false).map(d => d.name)"
     )

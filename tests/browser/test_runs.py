@@ -123,5 +123,6 @@ def test_five_hundred_runs_are_found_sorted_chosen_and_deleted(many: list[str], 
     # A broken folder is a marked row with a sentence.
     timed_search(page, "broken", "1 of 501 runs")
     expect(page.get_by_text(f"{BROKEN}: Its run.json is damaged.")).to_be_visible()
-    assert "⚠ damaged" in page.locator("[data-testid=stDataFrame] canvas").first.inner_text()
+    cells = page.locator("[data-testid=stDataFrame] canvas td")
+    wait_for(lambda: "⚠ damaged" in cells.all_text_contents(), say="The row is not marked.")
     no_traceback(page)
