@@ -22,32 +22,39 @@ _local = threading.local()
 
 
 def _scratch(rows: int, vocabulary: int) -> Tensor:
-    """This thread's block of logits; (rows, vocabulary), contents arbitrary."""
+    """This thread's block of logits, (rows, vocabulary and padding), contents arbitrary but for the padding, -inf.
+
+    Each row begins at a multiple of 64 bytes: matrix products into unaligned ones take a third longer.
+    """
+    width = -(-vocabulary // 16) * 16
     block: Tensor | None = getattr(_local, "block", None)
-    if block is None or block.shape[1] != vocabulary or len(block) < rows:
-        block = _local.block = torch.empty(max(rows, ROWS), vocabulary)
+    if block is None or block.shape[1] != width or len(block) < rows:
+        block = _local.block = torch.empty(max(rows, ROWS), width)
+    block[:rows, vocabulary:] = -torch.inf
     return block[:rows]
+
+
+TINY = 1e-30  # a probability from which on its logarithm is taken of the logits instead
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, wants_gradient: bool) -> Tensor:
         d_hidden = torch.empty_like(hidden) if wants_gradient else None
-        d_weight = torch.zeros_like(weight) if wants_gradient else None
+        d_weight = torch.empty_like(weight) if wants_gradient else None
         losses = torch.empty(len(hidden))
         for start in range(0, len(hidden), ROWS):
             rows = slice(start, min(start + ROWS, len(hidden)))
             h, target = hidden[rows], targets[rows, None]
-            block = torch.mm(h, weight.T, out=_scratch(len(h), len(weight)))  # logits, (rows, V)
-            wanted = block.gather(1, target)
-            highest = block.amax(dim=1, keepdim=True)  # without its place: that takes six times as long
+            block = _scratch(len(h), len(weight))
+            values = block[:, : len(weight)]  # (rows, V): logits, then probabilities, then d loss / d logits
+            torch.mm(h, weight.T, out=values)
             torch.softmax(block, dim=1, out=block)
-            # log Σexp from the likeliest token's probability, which is never too small for its logarithm
-            losses[rows] = (highest - block.amax(dim=1, keepdim=True).log() - wanted)[:, 0]
+            losses[rows] = _surprise(values.gather(1, target), h, weight, target)
             if d_hidden is not None and d_weight is not None:
-                block.scatter_add_(1, target, torch.full_like(wanted, -1.0))  # d loss / d logits
-                torch.mm(block, weight, out=d_hidden[rows])
-                d_weight.addmm_(block.T, h)
+                values.scatter_add_(1, target, torch.full((len(h), 1), -1.0))
+                torch.mm(values, weight, out=d_hidden[rows])
+                torch.addmm(d_weight, values.T, h, beta=float(start > 0), out=d_weight)  # the first block overwrites
         if wants_gradient:
             ctx.save_for_backward(d_hidden, d_weight)
         return losses.sum()
@@ -57,6 +64,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         return d_hidden.mul_(gradient), d_weight.mul_(gradient), None, None
+
+
+def _surprise(probability: Tensor, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """-log of the targets' probabilities, (rows, 1) -> (rows,); of the logits where one is too small to be told."""
+    losses = -probability.log()[:, 0]
+    if (lost := probability[:, 0] < TINY).any():
+        logits = hidden[lost] @ weight.T
+        losses[lost] = logits.logsumexp(dim=1) - logits.gather(1, target[lost])[:, 0]
+    return losses
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
