@@ -1,5 +1,6 @@
 """Runs: find runs, name and star them, delete them, and lay them over each other."""
 
+import time
 from collections.abc import Sequence
 
 import streamlit as st
@@ -85,9 +86,15 @@ def look_at(chosen: Sequence[Summary], everything: Sequence[Summary]) -> None:
 
 @st.fragment(run_every=TICK_S)
 @guard()
-def follow(before: list[str]) -> None:
-    """Draw the page anew while a run trains, and when one begins or ends, wherever that is."""
-    if before or active_runs():
+def follow(before: list[str], drawn: float) -> None:
+    """Draw the page anew while a run trains, and when one begins or ends, wherever that is.
+
+    Args:
+        before: ids of the runs that trained when the page was drawn.
+        drawn: when that was; this is called then too, not only at the ticks after it.
+    """
+    now = [run.id for run in active_runs()]
+    if now != before or (now and time.monotonic() - drawn > TICK_S / 2):
         st.rerun()
 
 
@@ -104,4 +111,4 @@ else:
     st.write("There is no run yet. A smoke run takes about half a minute:")
     st.page_link("views/home.py", label="Start on Home", icon=":material/rocket_launch:")
 trash()
-follow(active)
+follow(active, time.monotonic())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import quote, unquote
 
 import streamlit as st
 
@@ -21,7 +22,7 @@ def chosen_ids(summaries: Sequence[Summary]) -> list[str]:
     """
     named = st.query_params.get(PARAMETER)
     if named is not None:
-        wanted = list(dict.fromkeys(part for part in named.split(",") if part))
+        wanted = list(dict.fromkeys(unquote(part) for part in named.split(",") if part))
         _tell_unknown([run_id for run_id in wanted if run_id not in {summary.id for summary in summaries}])
     else:
         wanted = st.session_state.get(_LAST, [s.id for s in summaries if not s.problem][:1])
@@ -43,7 +44,7 @@ def _tell_unknown(ids: list[str]) -> None:
 def choose(ids: Sequence[str], *, in_table: bool = False) -> None:
     """Choose these runs, from the next drawing of the page on; `in_table`: by ticking rows, which are ticked then."""
     st.session_state[_LAST] = list(ids)
-    st.query_params[PARAMETER] = ",".join(ids)
+    st.query_params[PARAMETER] = ",".join(quote(run_id, safe="") for run_id in ids)
     if not in_table:
         st.session_state["runs-table"] = table_number() + 1
 

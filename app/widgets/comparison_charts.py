@@ -243,7 +243,7 @@ def scatter_figure(
         dict(
             type="scatter",
             mode="markers",
-            x=points["x"].tolist(),
+            x=points["x"].tolist() if is_number else [html.escape(str(x), quote=False) for x in points["x"]],
             y=[float(f"{y:.6g}") for y in points["y"]],
             text=[html.escape(names[run_id], quote=False) for run_id in points.index],
             marker=dict(size=11, color=[colour(run_id) for run_id in points.index]),

@@ -15,7 +15,6 @@ from app.widgets.comparison_charts import RunCurve, overlay_figure, run_curve
 from engine.compare import Comparison, compare
 from engine.corpora.ladder import cached_ladder
 from engine.errors import RunError
-from engine.files import read_json
 from engine.history import Load, ancestors, history
 from engine.run import Run, load_run
 
@@ -43,7 +42,9 @@ class Choice:
         """Of the chosen runs by id, each another one."""
         names = {run_id: str(_info(*states[0]).get("name") or run_id) for run_id, states in self.by_id.items()}
         all_names = list(names.values())
-        return {i: name if all_names.count(name) == 1 else f"{name} ({i[-4:]})" for i, name in names.items()}
+        told = {i: name if all_names.count(name) == 1 else f"{name} ({i[-4:]})" for i, name in names.items()}
+        again = list(told.values())
+        return {i: name if again.count(name) == 1 else f"{names[i]} ({i})" for i, name in told.items()}
 
     @property
     def by_id(self) -> dict[str, tuple[State, ...]]:
@@ -69,8 +70,8 @@ def _states(run: Run) -> tuple[State, ...]:
 
 @lru_cache(maxsize=512)
 def _info(folder: Path, signature: tuple[Any, ...]) -> dict[str, Any]:
-    """run.json alone: names need no metrics."""
-    return read_json(folder / "run.json") or {}
+    """Without metrics, which names don't need."""
+    return Run(folder).info
 
 
 def _load(states: Sequence[State]) -> Load:

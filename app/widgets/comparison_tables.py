@@ -138,11 +138,13 @@ def settings(runs: Choice) -> None:
     if shown.empty:
         st.caption("These runs have the same settings.")
         return
-    table = shown.map(_value).rename(index=label, columns=runs.names)
-    st.dataframe(table.reset_index(names="setting"), hide_index=True, placeholder=formats.DASH, column_config=_PINNED)
+    table = shown.map(_value).rename(index=label).reset_index(names=_SETTING)  # columns are ids: names may be alike
+    titles = {i: st.column_config.TextColumn(formats.plain(name)) for i, name in runs.names.items()}
+    titles[_SETTING] = st.column_config.TextColumn("setting", pinned=True)
+    st.dataframe(table, hide_index=True, placeholder=formats.DASH, column_config=titles)
 
 
-_PINNED = {"setting": st.column_config.TextColumn(pinned=True)}
+_SETTING = " setting"  # no run's id begins with a blank
 
 
 def _value(value: Any) -> str | None:

@@ -6,6 +6,7 @@ import streamlit as st
 
 from app.widgets import actions
 from app.widgets.formats import plain
+from app.widgets.guard import guard
 from engine.archive import import_archive
 from engine.errors import LabError
 
@@ -15,10 +16,17 @@ MOST_MB = 400  # through the browser: the server holds the file in memory
 def import_run() -> None:
     """A button that opens the dialog."""
     if st.button("Import a run …", icon=":material/upload:", key="import-run"):
+        st.session_state["importing"] = True
+    if st.session_state.get("importing"):  # also when the page is drawn anew meanwhile, as it is while a run trains
         _dialog()
 
 
-@st.dialog("Import a run")
+def _closed() -> None:
+    st.session_state.pop("importing", None)
+
+
+@st.dialog("Import a run", on_dismiss=_closed)
+@guard()
 def _dialog() -> None:
     st.write(
         "An archive of a run, as the page of a run or `python -m engine.export RUN --to archive FILE` makes it. It may "
@@ -35,4 +43,5 @@ def _dialog() -> None:
         except LabError as error:
             st.error(plain(str(error)), icon=":material/block:")
         else:
+            _closed()
             actions.open_run(run.id)

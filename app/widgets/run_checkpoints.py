@@ -10,6 +10,7 @@ from app.widgets import actions, formats, run_parts
 from app.widgets.branch import branch_button, describe
 from app.widgets.downloads import download, zipped
 from app.widgets.formats import plain
+from app.widgets.guard import guard
 from app.widgets.snapshot import Snapshot
 from engine import session
 from engine.archive import write_archive
@@ -116,6 +117,7 @@ def _downloads(shot: Snapshot, chosen: Checkpoint) -> None:
 
 
 @st.dialog("Delete a checkpoint")
+@guard()
 def _confirm_deletion(run_id: str, chosen: Checkpoint) -> None:
     st.write("This deletes the checkpoint for good. The run, its metrics and its other checkpoints stay:")
     st.text(describe(chosen))

@@ -31,7 +31,7 @@ def label_form(run: Summary, tags: Sequence[str]) -> None:
             default=run.tags,
             key=f"{key}-tags",
             accept_new_options=True,
-            max_selections=MAX_TAGS,
+            max_selections=max(MAX_TAGS, len(run.tags)),
             placeholder="Choose tags, or type new ones",
         )
         if st.form_submit_button("Save", icon=":material/save:"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pandas as pd
@@ -136,9 +138,24 @@ def snapshot(run: Run) -> Snapshot:
     return read(run.folder, run.signature)
 
 
-@lru_cache(maxsize=16)
+KEPT = 16  # runs whose newest state is remembered; a live run's older ones are of no use to anybody
+_kept: OrderedDict[Path, Snapshot] = OrderedDict()
+_lock = Lock()
+
+
 def read(folder: Path, signature: tuple[Any, ...]) -> Snapshot:
     """The run as it was when it had this signature, as long as it is remembered; else as it is now."""
+    with _lock:
+        kept = _kept.get(folder)
+        if kept and kept.signature == signature:
+            _kept.move_to_end(folder)
+            return kept
     run = Run(folder)
     info = run.info
-    return Snapshot(run, signature, info, run.state_of(info), run.metrics)
+    shot = Snapshot(run, signature, info, run.state_of(info), run.metrics)
+    with _lock:
+        _kept[folder] = shot
+        _kept.move_to_end(folder)
+        while len(_kept) > KEPT:
+            _kept.popitem(last=False)
+    return shot

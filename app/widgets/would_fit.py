@@ -67,3 +67,4 @@ def new_run_like(run: Run, changes: Mapping[str, Any]) -> None:
     """Open the form of a new run with what was asked for in this one, and some settings changed."""
     fill(settings_of(run) | changes)
     st.session_state[f"new-run-{run.id}"] = True
+    st.session_state["reused"] = run.id  # from the page of the run, go to the form

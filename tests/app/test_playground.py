@@ -108,7 +108,7 @@ def test_the_page_generates_and_says_the_command(
     assert shown["prompt"] == "It's <b>" and "12 tokens" in texts(page)
     command = shlex.split(next(c.value for c in page.code if "engine.generate" in c.value))
     assert command[3:] == [
-        *(f"{DONE}@20", "--prompt", "It's <b>", "--length", "12"),
+        *(f"{DONE}@20", "--prompt=It's <b>", "--length", "12"),
         *("--temperature", "0.8", "--top-k", "50", "--top-p", "0.9", "--seed", "0"),
     ]
 

@@ -13,7 +13,7 @@ from app.widgets.formats import plain
 from app.widgets.run_filters import Filters
 from engine.files import FolderLock
 from engine.library import Summary, list_summaries
-from engine.run import list_runs
+from engine.run import device_lock, list_runs
 from engine.trash import list_trash, trash_run
 from tests.app.test_pages import DONE, OTHER, Make, Open, expect_sound, texts
 
@@ -136,7 +136,7 @@ def test_the_address_keeps_the_choice(open_page: Open, three: None) -> None:
     assert shown(page) == [] and button(page, "Delete").disabled
 
 
-@pytest.mark.parametrize("foreign", ["../../etc", ABSENT, "<script>", "%2e%2e", "x" * 500, "`*a*`"])
+@pytest.mark.parametrize("foreign", ["../../etc", ABSENT, "<script>", "..", "x" * 500, "`*a*`"])
 def test_unknown_runs_of_a_link_are_told_in_one_sentence(open_page: Open, three: None, foreign: str) -> None:
     page = open_page("runs", runs=f"{foreign},{DONE},,also-not-here")
     expect_sound(page)
@@ -206,6 +206,21 @@ def test_a_run_that_is_being_trained_is_not_deleted(open_page: Open, make_run: M
         assert names(page) == ["Run 1"]
     finally:
         lock.release()
+
+
+def test_the_page_comes_to_rest_while_a_run_trains(open_page: Open, make_run: Make) -> None:
+    """It is drawn anew at its ticks alone; a page that asked for more would never be through."""
+    locks = (FolderLock(make_run(DONE, state="running") / "lock"), device_lock("cpu"))
+    assert all(lock.acquire(DONE) for lock in locks)
+    try:
+        page = open_page("runs")
+        assert names(page) == ["Run 1"] and not page.exception
+        page.button(key="import-run").click().run()  # a dialog stays open when the page is drawn anew
+        assert len(page.get("file_uploader")) == 1
+        assert len(page.run().get("file_uploader")) == 1
+    finally:
+        for lock in locks:
+            lock.release()
 
 
 def test_the_trash_restores_and_is_emptied(open_page: Open, three: None) -> None:
