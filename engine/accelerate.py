@@ -2,8 +2,8 @@
 
 A small model's step is hundreds of kernels of a few microseconds, which the host cannot launch as fast as the GPU runs
 them; recorded once as a graph, they are launched by one call. A large model gains by compilation, which fuses what
-lies between matrix products. Which of a run's steps are compiled follows from its settings and length alone, never from
-the clock, so that a resumed run computes exactly as an uninterrupted one; replaying changes no number at all.
+lies between matrix products. Which of a run's steps are compiled follows from its settings, its length and the card,
+never from the clock, so that a resumed run computes exactly as an uninterrupted one; replaying changes no number.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def compiles(plan: Plan, device: torch.device) -> bool:
     if config.compile == "on":
         return True
     cores = torch.cuda.get_device_properties(device).multi_processor_count
-    return plan.tokens * flops_per_token(config.model) > PAYS_AFTER_S * FLOPS_PER_CORE * cores
+    tokens = plan.tokens / plan.world_size  # of this process
+    return tokens * flops_per_token(config.model) > PAYS_AFTER_S * FLOPS_PER_CORE * cores
 
 
 def records(config: TrainConfig, device: torch.device) -> bool:
@@ -99,6 +100,7 @@ def compile_stack(stack: Callable[[torch.Tensor], torch.Tensor], example: torch.
     Raises:
         RuntimeError and others: no compiler, or one that cannot do this.
     """
+    torch.compiler.reset()  # else what other runs of this process have compiled counts towards a limit
     compiled: Callable[..., torch.Tensor] = torch.compile(stack, dynamic=False)
     with torch.random.fork_rng([example.device]):
         x = example.detach().requires_grad_()

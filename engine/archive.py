@@ -20,7 +20,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -90,7 +90,10 @@ def write_archive(run: Run, path: Path, steps: Collection[int] | None = None) ->
             pq.write_table(read_rows(run.folder, name, schema), sink)
             _add_text(archive, f"{name}.parquet", sink.getvalue().to_pybytes())
         for checkpoint in found:
-            _add_checkpoint(archive, checkpoint)
+            if not _add_checkpoint(archive, checkpoint):
+                if steps:
+                    raise CheckpointError(f"Run {run.id} has no checkpoint at step {checkpoint.step} any more.")
+                left_out.append(f"{checkpoint.path.name} was deleted meanwhile and left out.")
     return left_out
 
 
@@ -123,8 +126,8 @@ def _add_text(archive: zipfile.ZipFile, name: str, content: str | bytes) -> None
     archive.writestr(_entry(name), content, zipfile.ZIP_DEFLATED)
 
 
-def _add_checkpoint(archive: zipfile.ZipFile, checkpoint: Checkpoint) -> None:
-    """Stored as it is: the bytes of trained weights do not get fewer. One that a training run prunes now is left out.
+def _add_checkpoint(archive: zipfile.ZipFile, checkpoint: Checkpoint) -> bool:
+    """Stored as it is: the bytes of trained weights do not get fewer. False for one that a training run prunes now.
 
     Open files stay whole while their folder is deleted.
     """
@@ -138,10 +141,11 @@ def _add_checkpoint(archive: zipfile.ZipFile, checkpoint: Checkpoint) -> None:
             with archive.open(entry, "w") as target:
                 shutil.copyfileobj(file, target, CHUNK)
     except FileNotFoundError:
-        return
+        return False
     finally:
         for file in files:
             file.close()
+    return True
 
 
 # ------------------------------------------------------------------------------------------------- import
@@ -190,8 +194,9 @@ def _left_open(file: BinaryIO) -> Iterator[BinaryIO]:
 def _staging() -> Iterator[Path]:
     """A hidden folder under `runs/`, which is gone afterwards unless it was renamed. No list of runs shows it."""
     for left in runs_dir().glob(".import-*"):
-        if time.time() - left.stat().st_mtime > 3600 and not run_lock(left).is_held():  # its process was killed
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another import has just become a run
+            if time.time() - left.stat().st_mtime > 3600 and not run_lock(left).is_held():  # its process was killed
+                shutil.rmtree(left, ignore_errors=True)
     folder = runs_dir() / f".import-{secrets.token_hex(8)}"
     folder.mkdir()
     lock = run_lock(folder)
@@ -231,10 +236,10 @@ def _unpack(file: Any, folder: Path) -> None:
             needs = f"it needs {told / 1e9:,.2f} GB, and the disk of {runs_dir()} has {free / 1e9:,.2f} GB free"
             raise RunError(needs)
         for entry in entries:
-            target = folder.joinpath(*entry.filename.split("/"))  # it is one of our own names by now
+            target = folder.joinpath(*entry.orig_filename.split("/"))  # it is one of our own names by now
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(entry) as packed, target.open("xb") as unpacked:
-                _copy(packed, unpacked, limits[entry.filename])
+                _copy(packed, unpacked, limits[entry.orig_filename])
                 if unpacked.tell() != entry.file_size:
                     raise zipfile.BadZipFile("not of the size that it tells")
 
@@ -247,6 +252,8 @@ def _check_directory(entries: list[zipfile.ZipInfo]) -> dict[str, int]:
     places = set()
     for entry in entries:
         name = entry.orig_filename
+        if entry.filename != name:  # newer Pythons take another name out of an extra field
+            raise RunError(f"it holds {_short(entry.filename)}, which is no file of a run")
         limit = _limit(name)
         if limit is None:
             raise RunError(f"it holds {_short(name)}, which is no file of a run")

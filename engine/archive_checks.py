@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from engine.metrics import METRICS, SAMPLES
 from engine.run import SCHEMA_VERSION, STATES, is_id, parse_event, read_config
 
 MOST_ROWS = 5_000_000  # of a table; nano takes weeks for as many steps on a CPU
+MOST_PROCESSES = 4096
 MOST_TEXT = 256 * 2**20  # bytes of all samples together
 _CODECS = {"SNAPPY", "UNCOMPRESSED"}  # what the lab writes; neither turns a small file into an endless one
 _TIMES = (0, 253_402_300_799_999)  # ms, 1970 to 9999
@@ -50,6 +52,7 @@ _INFO_OR_NULL = {  # what it may hold
     "val_corpus_sha256": str,
     "exercise": dict,
     "imported": dict,
+    "world_size": int,
 }
 _PARENT = {"run": str, "step": int, "changes": dict}
 _WORDS = {int: "a whole number", str: "a text", list: "a list", dict: "an object"}
@@ -108,6 +111,12 @@ def check_info(info: dict[str, Any]) -> None:
         raise RunError("the tags in its run.json are not texts")
     if min(info[name] for name in ("total_steps", "windows", "train_tokens", "val_tokens")) < 0:
         raise RunError("its run.json counts something below zero")
+    if not 1 <= (info.get("world_size") or 1) <= MOST_PROCESSES:
+        raise RunError("the world_size in its run.json is none that a run can have")
+    try:
+        datetime.fromisoformat(info["created"]).astimezone()
+    except (ValueError, OverflowError) as error:
+        raise RunError("the time in its run.json is none") from error
     if info.get("parent") is not None:
         _check_kinds(info["parent"], _PARENT, required=True)
     for name in ("machine", "packages"):

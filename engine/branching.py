@@ -83,6 +83,7 @@ _EFFECTS: dict[str, tuple[str | Callable[[TrainConfig, TrainConfig], str], bool]
     "seed": ("Data order and dropout are drawn anew from here on; text that was seen this epoch may come again.", True),
     "precision": ("Rounding changes: the curve stays close to the parent's unless the parent was unstable.", True),
     "attention_impl": (_SAME, False),
+    "compile": (_SAME, False),
     "gradient_checkpointing": (_SAME, False),
     "device": (_SAME, False),
     "threads": (_SAME, False),

@@ -77,7 +77,7 @@ def list_summaries() -> list[Summary]:
     parent = str(runs_dir())
     try:
         with os.scandir(parent) as entries:
-            names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+            names = [entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry)]
     except OSError:
         return []
     folders = [os.path.join(parent, name) for name in sorted(names, reverse=True)]
@@ -86,6 +86,14 @@ def list_summaries() -> list[Summary]:
             del _cache[gone]
         found = [_summary(folder) for folder in folders]
     return [summary for summary in found if summary is not None]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is one, or a link to one; a link that leads nowhere or in a circle is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 Key = tuple[tuple[int, int, int] | None, ...]

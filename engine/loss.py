@@ -75,6 +75,26 @@ def _surprise(probability: Tensor, hidden: Tensor, weight: Tensor, target: Tenso
     return losses
 
 
+def plain_rows(logits: Tensor, targets: Tensor, losses: Tensor, vocabulary: int, gradient: bool) -> None:
+    """The losses of some rows and, in place of their logits, the gradients; for a GPU on which nothing can be compiled.
+
+    Args:
+        logits: (N, W), of which the first `vocabulary` columns count; the others become 0.
+        targets: (N,).
+        losses: (N,), written.
+        gradient: whether it is wanted.
+    """
+    x = logits[:, :vocabulary].float()
+    log_sum = x.logsumexp(dim=1, keepdim=True)
+    target = targets[:, None]
+    losses.copy_((log_sum - x.gather(1, target))[:, 0])
+    if gradient:
+        p = (x - log_sum).exp_()
+        p.scatter_add_(1, target, torch.full_like(p[:, :1], -1.0))
+        logits[:, :vocabulary] = p
+        logits[:, vocabulary:] = 0
+
+
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Sum over rows of the cross-entropy, in nats, of `softmax(hidden @ weight.T)`.
 

@@ -8,7 +8,9 @@ here, as matrix products of 50,257 columns are slow; nobody outside sees the pad
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from engine.loss import plain_rows
 
 BLOCK_BYTES = 13 * 2**27  # of logits: 16,384 rows of bf16, enough to fill the largest GPUs
 PADDING = 64
@@ -70,10 +74,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(h), max(1, rows)):
             part = slice(start, start + rows)
             logits = h[part] @ w.T  # (rows, V padded)
-            _loss_and_gradient[(len(logits),)](
-                logits, targets[part], losses[part], padded, vocabulary, padded, LANES=4096, GRADIENT=wants_gradient,
-                num_warps=8,
-            )  # fmt: skip
+            rows_in_place = _compiled_rows if _can_compile() else plain_rows
+            rows_in_place(logits, targets[part], losses[part], vocabulary, wants_gradient)
             if d_hidden is not None and d_weight is not None:
                 torch.mm(logits, w, out=d_hidden[part])
                 _add_product(d_weight, logits.T, h[part])
@@ -97,3 +99,24 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.addmm_(a, b)
     else:
         torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+
+
+def _compiled_rows(logits: Tensor, targets: Tensor, losses: Tensor, vocabulary: int, gradient: bool) -> None:
+    """As `engine.loss.plain_rows`, by one kernel."""
+    width = logits.shape[1]
+    _loss_and_gradient[(len(logits),)](
+        logits, targets, losses, width, vocabulary, width, LANES=4096, GRADIENT=gradient, num_warps=8
+    )
+
+
+@functools.cache
+def _can_compile() -> bool:
+    """Whether Triton works here: it needs a C compiler. Asked in the first step, which no graph records."""
+    try:
+        targets = torch.zeros(1, dtype=torch.int64, device="cuda")
+        _compiled_rows(torch.zeros(1, PADDING, device="cuda"), targets, torch.empty(1, device="cuda"), 2, True)
+        torch.cuda.synchronize()
+    except Exception as error:  # no compiler, no headers, an unknown card: the plain way needs more passes over memory
+        warnings.warn(f"Triton cannot compile here, so the loss takes longer: {error}", stacklevel=2)
+        return False
+    return True

@@ -21,6 +21,7 @@ _DECISIVE = (
     "precision",
     "attention_impl",
     "gradient_checkpointing",
+    "compile",
     "optimizer",
     "tie_embeddings",
     "device",

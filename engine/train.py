@@ -94,6 +94,7 @@ def _train(run: ActiveRun, control: Control, team: Team | None) -> None:
         if due:
             state.watch.other_work_done()
     _end(run, state)
+    state.model.compiled = None  # it refers to the model, and such a circle keeps the weights on the GPU for a while
 
 
 def _begin(run: ActiveRun, state: TrainState) -> None:

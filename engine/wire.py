@@ -49,7 +49,7 @@ class _Line:
         """The next message; None once the other end is gone."""
         try:
             value = json.loads(self._file.readline(_LONGEST))
-        except (OSError, ValueError):  # reset, timed out; nothing, or half a line
+        except (OSError, ValueError, RecursionError):  # reset, timed out; nothing, or half a line
             return None
         return value if isinstance(value, dict) else None
 
@@ -101,7 +101,7 @@ class Leader:
             connection.settimeout(_HELLO_S)
             line = _Line(connection)
             hello = line.receive() or {}
-            if not hmac.compare_digest(str(hello.get("key")), self._key):
+            if not hmac.compare_digest(str(hello.get("key")).encode("utf-8", "replace"), self._key.encode()):
                 line.close()
                 continue
             connection.settimeout(None)

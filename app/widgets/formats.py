@@ -69,7 +69,7 @@ def moment(iso: str | None) -> str:
     """A UTC time stamp as local date and time."""
     try:
         return datetime.fromisoformat(iso).astimezone().strftime("%d %b %Y, %H:%M")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return DASH
 
 

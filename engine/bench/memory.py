@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
 from engine.bench.train import random_state, run_steps
 from engine.config import TrainConfig, from_dict, to_dict
+from engine.errors import LabError
 from engine.paths import PROJECT
 
 STEPS = 6  # the fifth is recorded, where steps are
@@ -22,13 +24,16 @@ def measure_memory(config: TrainConfig) -> int:
         config: checked, with device, precision and threads filled in.
 
     Raises:
-        RuntimeError: the process ended without an answer; its last line says why.
+        MemoryError: the process ran out of memory.
+        LabError: it failed otherwise; its last line says why.
     """
     command = [sys.executable, "-m", "engine.bench.memory", json.dumps(to_dict(config))]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    if done.returncode < 0:  # the system ends what takes too much
+        raise MemoryError(f"it was ended by signal {-done.returncode}")
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}, perhaps out of memory"]
-        raise RuntimeError(lines[-1])
+        last = (done.stderr.strip().splitlines() or ["it left no reason"])[-1]
+        raise MemoryError(last) if "out of memory" in last else LabError(f"The measured process failed: {last}")
     return int(done.stdout.split()[-1])
 
 
@@ -39,8 +44,10 @@ def _peak(config: TrainConfig) -> int:
     run_steps(state, STEPS if state.device.type == "cuda" else 2)
     if state.device.type == "cuda":
         return torch.cuda.max_memory_allocated(state.device)
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024  # Linux counts in KiB
+    if Path("/proc/self/status").exists():  # what getrusage says there includes the process that started this one
+        (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="train|tokenize|watch|memory")
     for name, help in (
         ("train", "training steps, beside the rate of matrix products"),
-        ("tokenize", "text to tokens, beside reading the file alone"),
+        ("tokenize", "text to tokens, beside tiktoken alone"),
         ("watch", "training with the page open in a browser, beside training alone"),
         ("memory", "the most that a run holds, beside its estimate"),
     ):
@@ -134,22 +134,14 @@ _MEASURES: dict[str, Callable[[argparse.Namespace], int]] = {
 def _resolved(options: argparse.Namespace) -> TrainConfig:
     """The settings, with what `auto` and 0 stand for on this machine."""
     config = from_dict(given_settings(options))
-    from engine.environment import this_machine
+    from engine.environment import default_threads, resolve_device
 
-    here = this_machine()
-    device = here.device if config.device == "auto" else config.device
-    if device != "cpu" and here.device == "cpu":
-        raise ConfigError([Problem("device", f"{device} is not here; this machine has a CPU only.")])
-    precision = config.precision
-    if precision == "auto":
-        precision = here.precision if device != "cpu" else "fp32"
-    if precision == "fp16" and device == "cpu":
-        raise ConfigError([Problem("precision", "fp16 needs a GPU; take fp32 or bf16.")])
+    device, precision = resolve_device(config.device, config.precision)
     return replace(
         config,
         device=device,
         precision=precision,
-        threads=config.threads or here.threads,
+        threads=config.threads or default_threads(),
         context_length=config.model.context_length,
         learning_rate=config.learning_rate or config.preset.learning_rate,
         warmup_steps=max(0, config.warmup_steps),
@@ -157,10 +149,12 @@ def _resolved(options: argparse.Namespace) -> TrainConfig:
 
 
 def _or_out_of_memory(config: TrainConfig, measure: Callable[[], Any]) -> Any:
+    from engine.train import is_out_of_memory
+
     try:
         return measure()
     except (MemoryError, RuntimeError) as error:
-        if "memory" not in str(error) and not isinstance(error, MemoryError):
+        if not is_out_of_memory(error):
             raise
         message = f"memory ran out on {config.device}; take a smaller batch, context or preset."
         raise ConfigError([Problem("batch_size", message)]) from error

@@ -53,7 +53,7 @@ def test_watching_is_told_as_a_ratio_of_pairs() -> None:
     ("words", "says"),
     [
         (["train", "--batch-size", "0", "--dropout", "7"], ("batch_size", "dropout")),
-        (["train", "--device", "cuda"], ("only",)),
+        (["train", "--device", "cuda:7"], ("does not exist",)),
         (["memory", "--precision", "fp16", "--device", "cpu"], ("fp16",)),
     ],
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.config import ModelConfig
-from engine.loss import ROWS, linear_cross_entropy
+from engine.loss import ROWS, linear_cross_entropy, plain_rows
 from engine.model import GPT
 from engine.optimizer import build_optimizer
 
@@ -154,3 +154,17 @@ def test_fifty_steps_follow_the_plain_loss() -> None:
             loss.backward()
             optimizer.step()
     assert losses[0].item() < 6.5  # something was learnt
+
+
+def test_rows_in_plain_operations_have_the_formulas_loss_and_gradient() -> None:
+    logits = torch.randn(7, 24, generator=torch.Generator().manual_seed(2))
+    targets = torch.arange(7)
+    wanted = logits[:, :19].double().requires_grad_()
+    expected = F.cross_entropy(wanted, targets, reduction="none")
+    expected.sum().backward()
+    losses = torch.empty(7)
+    plain_rows(logits, targets, losses, 19, True)
+    torch.testing.assert_close(losses.double(), expected.detach(), rtol=1e-6, atol=1e-6)
+    assert wanted.grad is not None
+    torch.testing.assert_close(logits[:, :19].double(), wanted.grad, rtol=1e-6, atol=1e-6)
+    assert (logits[:, 19:] == 0).all()
