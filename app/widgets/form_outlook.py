@@ -76,9 +76,8 @@ def _memory(plan: Plan) -> None:
     estimate = estimate_memory(plan.config, device)
     limits = [("this machine" if device == "cpu" else "this GPU", limit / GIB)]
     limits += [(f"{size} GB", size * 10**9 / GIB) for size in CARDS]
-    names = {"context": "process"} if device == "cpu" else {}
-    figure = charts.memory_figure({names.get(n, n): size / GIB for n, size in estimate.parts.items()}, limits)
-    what = "of this computer's memory" if device == "cpu" else "on the GPU"
+    figure = charts.memory_figure({name: size / GIB for name, size in estimate.parts.items()}, limits)
+    what = f"of this {'computer' if device == 'cpu' else 'GPU'}'s {formats.size(limit)}"
     plot(
         json.dumps(figure),
         key="plot-memory",

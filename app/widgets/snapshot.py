@@ -111,7 +111,7 @@ class Snapshot:
         """What the engine reads in the curves."""
         config = self.info.get("config")
         config = config if isinstance(config, dict) else {}
-        return diagnose(
+        found = diagnose(
             self.metrics,
             config,
             ladder=self.rungs,
@@ -119,6 +119,7 @@ class Snapshot:
             diverged=bool(self.info.get("diverged")),
             device=str(config.get("device", "cpu")),
         )
+        return [finding for finding in found if finding.kind != "well" or self.state != "failed"]  # its curves may be
 
     @property
     def resume_step(self) -> int | None:
