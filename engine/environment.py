@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import resource
+import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -80,6 +84,19 @@ def has_bf16(device: str) -> bool:
 
     index = int(device.partition(":")[2] or 0)
     return index >= torch.cuda.device_count() or torch.cuda.get_device_capability(index) >= (8, 0)
+
+
+def peak_bytes() -> int:
+    """The most resident memory that this process has held.
+
+    `ru_maxrss` alone would begin with that of the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        [kib] = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())
+        return int(kib) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def default_threads() -> int:

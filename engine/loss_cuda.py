@@ -20,9 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from engine.loss import plain_rows
-
-BLOCK_BYTES = 13 * 2**27  # of logits: 16,384 rows of bf16, enough to fill the largest GPUs
-PADDING = 64
+from engine.moments import LOSS_BLOCK_BYTES, LOSS_PADDING
 
 
 @triton.jit
@@ -62,14 +60,14 @@ class LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         """hidden (N, D), weight (V, D), targets (N,), the dtype of the products -> ()."""
         vocabulary, width = weight.shape
-        padded = -(-vocabulary // PADDING) * PADDING
+        padded = -(-vocabulary // LOSS_PADDING) * LOSS_PADDING
         w = torch.zeros(padded, width, dtype=dtype, device=weight.device)
         w[:vocabulary] = weight
         h = hidden.to(dtype)
         losses = torch.empty(len(h), device=h.device)
         d_hidden = torch.empty_like(h) if wants_gradient else None
         d_weight = torch.zeros(padded, width, device=h.device) if wants_gradient else None
-        blocks = math.ceil(len(h) * padded * dtype.itemsize / BLOCK_BYTES)
+        blocks = math.ceil(len(h) * padded * dtype.itemsize / LOSS_BLOCK_BYTES)
         rows = math.ceil(len(h) / max(1, blocks))  # blocks of one size
         for start in range(0, len(h), max(1, rows)):
             part = slice(start, start + rows)
@@ -114,7 +112,7 @@ def _can_compile() -> bool:
     """Whether Triton works here: it needs a C compiler. Asked in the first step, which no graph records."""
     try:
         targets = torch.zeros(1, dtype=torch.int64, device="cuda")
-        _compiled_rows(torch.zeros(1, PADDING, device="cuda"), targets, torch.empty(1, device="cuda"), 2, True)
+        _compiled_rows(torch.zeros(1, LOSS_PADDING, device="cuda"), targets, torch.empty(1, device="cuda"), 2, True)
         torch.cuda.synchronize()
     except Exception as error:  # no compiler, no headers, an unknown card: the plain way needs more passes over memory
         warnings.warn(f"Triton cannot compile here, so the loss takes longer: {error}", stacklevel=2)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 
 from engine.config import TrainConfig
 from engine.cpu_moments import CpuStep
-from engine.moments import Step
+from engine.moments import CPU_LOSS_ROWS, Step
 
 GIB = 2**30
 MIB = 2**20
@@ -115,7 +115,6 @@ def _on_gpu(step: Step) -> Breakdown:
 CPU_PROCESS = 430 * MIB  # interpreter, PyTorch, libraries, tokenizer
 CPU_BITSANDBYTES = 80 * MIB
 CPU_GAPS = 0.25  # of what lies in the heap
-CPU_LOSS_ROWS = 256  # of a block of logits: see engine.loss, which this module doesn't import, as it loads torch
 
 
 def _on_cpu(step: CpuStep) -> Breakdown:

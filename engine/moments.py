@@ -15,7 +15,10 @@ from functools import cached_property
 
 from engine.config import TrainConfig
 
-LOSS_BLOCK_BYTES, LOSS_PADDING = 13 * 2**27, 64  # as in engine.loss_cuda, which needs a GPU's PyTorch
+# How the loss is cut up, said here for it and for the estimate, as this module costs nothing to import.
+LOSS_BLOCK_BYTES = 13 * 2**27  # of logits on a GPU: 16,384 rows of bf16, enough to fill the largest
+LOSS_PADDING = 64  # on a GPU the vocabulary is padded to a multiple of it
+CPU_LOSS_ROWS = 256  # of a block on a CPU: 50 MB of logits for GPT-2's vocabulary
 
 
 @dataclass(frozen=True)

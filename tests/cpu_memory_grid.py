@@ -26,8 +26,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.config import TrainConfig, check
+from engine.environment import peak_bytes
 from engine.memory import GIB, estimate_memory
-from tests.peak import peak_bytes
 
 STEPS = 3
 LARGEST = {"nano": 8192, "small": 2048, "medium": 1024}  # tokens of a batch, for the sake of time

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
 from engine.bench.train import random_state, run_steps
 from engine.config import TrainConfig, from_dict, to_dict
+from engine.environment import peak_bytes
 from engine.errors import LabError
 from engine.paths import PROJECT
 
@@ -38,16 +38,11 @@ def measure_memory(config: TrainConfig) -> int:
 
 
 def _peak(config: TrainConfig) -> int:
-    import resource
-
     state = random_state(config)
     run_steps(state, STEPS if state.device.type == "cuda" else 2)
     if state.device.type == "cuda":
         return torch.cuda.max_memory_allocated(state.device)
-    if Path("/proc/self/status").exists():  # what getrusage says there includes the process that started this one
-        (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+    return peak_bytes()
 
 
 if __name__ == "__main__":

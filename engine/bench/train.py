@@ -113,6 +113,11 @@ def matmul_flops(device: torch.device, precision: str) -> float:
 
 
 def random_state(config: TrainConfig) -> TrainState:
+    """A fresh training on random tokens, of which there is enough for a step.
+
+    Raises:
+        ConfigError: a library is missing.
+    """
     tokens = np.random.default_rng(0).integers(0, config.model.vocabulary_size, 2**20, dtype=np.uint16)
     need = (config.sequences_per_step + 1) * config.model.context_length
     if need > len(tokens):
@@ -123,6 +128,7 @@ def random_state(config: TrainConfig) -> TrainState:
 
 
 def run_steps(state: TrainState, count: int) -> None:
+    """Do so many optimizer steps, and wait until the last one is done."""
     for _ in range(count):
         for _ in train_step(state):
             pass

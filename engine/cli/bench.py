@@ -39,9 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         kind = kinds.add_parser(name, help=help, allow_abbrev=False)
         kind.add_argument("--json", action="store_true", help="print JSON")
-        kind.add_argument(
-            "--seconds", type=_seconds, default=10.0, help="how long to measure, of watch each segment (10)"
-        )
+        if name != "memory":  # which takes the same few steps always
+            kind.add_argument(
+                "--seconds", type=_seconds, default=10.0, help="how long to measure, of watch each segment (10)"
+            )
         if name in ("train", "memory"):
             add_setting_flags(kind)
         if name == "tokenize":

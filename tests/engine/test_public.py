@@ -140,8 +140,10 @@ FLOORS = [
         "curves",
         "branching",
         "labels",
+        "moments",
+        "cpu_moments",
     },
-    {"corpora", "model", "plan", "tensorboard", "moments", "cpu_moments"},
+    {"corpora", "model", "plan", "tensorboard"},
     {"memory", "run", "diagnosis", "accelerate", "history"},
     {
         "compare",

@@ -344,7 +344,7 @@ def test_a_large_file_takes_little_memory(tmp_path: Path) -> None:
             for _ in range(60):
                 file.write(block)
     code = (
-        "import sys; from pathlib import Path; from tests.peak import peak_bytes\n"
+        "import sys; from pathlib import Path; from engine.environment import peak_bytes\n"
         "from engine.corpora.add import add_file\n"
         "before = peak_bytes(); add_file(Path(sys.argv[1]), sys.argv[2]); print(peak_bytes() - before)"
     )

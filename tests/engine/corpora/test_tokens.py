@@ -326,7 +326,7 @@ def python(code: str) -> str:
 def test_a_large_file_is_tokenized_in_bounded_memory(corpora_folder: Path) -> None:
     write_prose(corpora_folder / "large.txt", 64)
     peak = python(
-        "from engine.corpora import open_tokens; from tests.peak import peak_bytes; open_tokens('large');"
+        "from engine.corpora import open_tokens; from engine.environment import peak_bytes; open_tokens('large');"
         "print(peak_bytes())"
     )
     assert int(peak) < 600e6, f"{int(peak) / 1e6:.0f} MB"
