@@ -19,6 +19,8 @@ from app.widgets import feed, plot  # noqa: E402
 from app.widgets.guard import guard  # noqa: E402
 from engine import session  # noqa: E402
 
+LISTS = ("corpora", "runs")  # pages that train nothing: loading torch would only keep them from being drawn
+
 
 @st.cache_resource(show_spinner=False)
 def _warm_up() -> None:
@@ -34,7 +36,6 @@ def draw() -> None:
         "a.lab-link { color: inherit; font-weight: 600 }"
         "</style>"
     )
-    _warm_up()
     page = st.navigation(
         [
             st.Page("views/home.py", title="Home", icon=":material/home:", default=True),
@@ -48,6 +49,8 @@ def draw() -> None:
         ],
         position="top",
     )
+    if page.url_path not in LISTS:
+        _warm_up()
     with guard():
         page.run()
 

@@ -118,6 +118,7 @@ def test_a_search_finds_and_can_be_taken_back(open_page: Open, three: None) -> N
     page.text_input(key="runs-search").set_value("FIRST try").run()
     assert names(page) == ["A"] and "1 of 3 runs" in texts(page)
     assert "1 chosen is not in this list" in texts(page), "the newest stays chosen though it is not listed"
+    assert button(page, "Delete").disabled, "nobody deletes what the list hides"
     page.multiselect(key="runs-states").set_value(["failed"]).run()
     assert "No run matches" in texts(page)
     press(page, "Show all runs")
@@ -258,8 +259,9 @@ def test_a_broken_folder_is_one_marked_row(open_page: Open, make_run: Make, fold
     assert table.problem[1] and f"{plain(DONE)}: {plain(table.problem[1])}" in texts(page)
     page.multiselect(key="runs-states").set_value(["damaged"]).run()
     assert list(page.dataframe[0].value.id) == [DONE]
-    press(page, "Delete")
-    assert not broken.exists() and len(list_trash()) == 2
+    press(page, "Delete 1 of 2")  # the other one is not listed, so it is not meant
+    assert not broken.exists() and len(list_trash()) == 1
+    assert shown(page) == [OTHER] and [run.id for run in list_runs()] == [OTHER]
 
 
 def test_a_folder_with_a_foreign_name_is_shown_and_left_alone(open_page: Open, make_run: Make, folders: Path) -> None:
