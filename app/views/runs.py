@@ -14,6 +14,7 @@ from app.widgets.guard import guard
 from app.widgets.import_run import import_run
 from app.widgets.run_filters import all_tags, clear_filters, run_filters
 from app.widgets.run_labels import label_form, star_button
+from app.widgets.run_order import in_order, run_order
 from app.widgets.run_table import run_table
 from app.widgets.snapshot import snapshot
 from engine.library import Summary, list_summaries
@@ -30,19 +31,21 @@ def find(chosen: list[str]) -> None:
     """Search, filters, the table and its buttons. A search draws these alone: what is chosen stays as it is below."""
     runs = list_summaries()
     filters = run_filters(runs)
-    shown = sorted(filter(filters.match, runs), key=lambda run: not run.starred)
+    found = {run.id for run in filter(filters.match, runs)}
+    with st.container(horizontal=True, vertical_alignment="center"):
+        _tell_count(len(found), len(runs), len(set(chosen) - found))
+        order = run_order()
+    shown = in_order((run for run in runs if run.id in found), order)
     if not shown:
         st.write("No run matches.")
         st.button("Show all runs", icon=":material/filter_alt_off:", on_click=clear_filters, key="clear-filters")
-    ids = {run.id for run in shown}
     ticked = run_table(shown, chosen) if shown else []
-    now = [run.id for run in runs if run.id in ticked or (run.id in chosen and run.id not in ids)]
+    now = [run.id for run in runs if run.id in ticked or (run.id in chosen and run.id not in found)]
     if now != chosen:
         choose(now, in_table=True)
         st.rerun()
-    _tell_count(len(shown), len(runs), len(set(chosen) - ids))
     _tell_problems(shown)
-    act_on([run for run in runs if run.id in chosen], ids)
+    act_on([run for run in runs if run.id in chosen], found)
 
 
 def _tell_count(shown: int, all_runs: int, unseen: int) -> None:

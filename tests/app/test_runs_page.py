@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 from app.widgets import run_table
 from app.widgets.formats import plain
 from app.widgets.run_filters import Filters
+from app.widgets.run_order import NEWEST, ORDERS, in_order
 from engine.files import FolderLock
 from engine.library import Summary, list_summaries
 from engine.run import device_lock, list_runs
@@ -78,6 +80,17 @@ def test_columns_sort_as_what_they_are() -> None:
     ]
     assert table["steps"].tolist()[1] == 1000 and table["training loss"].isna().all()
     assert table["parent"].tolist()[0] == "p @ 40"
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_runs_without_a_value_come_last_in_every_order(order: str) -> None:
+    low = Summary("20261122-2", "completed", "a", config="medium", corpus="tiny", created="2026-03-28T12:00:00Z")
+    high = Summary("20261122-3", "stopped", "B", config="nano", corpus="verdict", created="2026-06-30T12:00:00Z")
+    numbers = ("step", "tokens", "train_loss", "val_loss", "best_val_loss", "tokens_per_s", "elapsed_s")
+    low, high = (dataclasses.replace(run, **dict.fromkeys(numbers, at)) for run, at in ((low, 9.0), (high, 10.0)))
+    bare = Summary("20261122-1", name="c", problem="Broken.")
+    most_first = order in (NEWEST, "tokens/s", "training time", "tokens", "steps")
+    assert in_order([high, low, bare], order) == ([high, low, bare] if most_first else [low, high, bare])
 
 
 def test_without_runs_the_page_leads_to_a_first_one(open_page: Open) -> None:
@@ -174,6 +187,15 @@ def test_labels_that_cannot_be_are_told_together(open_page: Open, three: None) -
     [error] = page.error
     assert "Name must not be empty" in error.value and "U\\+0007" in error.value
     assert list_summaries()[-1].name == "A"
+
+
+def test_the_order_stays_through_a_search(open_page: Open, three: None) -> None:
+    page = open_page("runs")
+    page.selectbox(key="runs-order").set_value("name").run()
+    assert names(page) == ["A", "B", "C"]
+    page.text_input(key="runs-search").set_value("verdict").run()
+    expect_sound(page)
+    assert names(page) == ["A", "B"]
 
 
 def test_starred_runs_come_first(open_page: Open, three: None) -> None:
