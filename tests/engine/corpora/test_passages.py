@@ -171,4 +171,4 @@ def test_cleaning_twice_is_cleaning_once(text: str) -> None:
 def test_no_text_takes_forever(piece: str) -> None:
     began = time.process_time()
     clean(piece * 2_000)
-    assert time.process_time() - began < 10
+    assert time.process_time() - began < 2
