@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the promises are the CPU's; tests/gpu has the others. Before torch is loaded
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,14 @@ def few_threads() -> None:
 
 
 @pytest.fixture(autouse=True)
-def runs_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty `runs/` for the test alone."""
-    folder = tmp_path_factory.mktemp("lab") / "runs"
+def runs_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty `runs/` for the test alone. It is gone after it: checkpoints of all tests would be gigabytes."""
+    lab = tmp_path_factory.mktemp("lab")
+    folder = lab / "runs"
     folder.mkdir()
     monkeypatch.setenv("LAB_RUNS", str(folder))
-    return folder
+    yield folder
+    shutil.rmtree(lab, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
