@@ -27,6 +27,7 @@ from engine.plan import make_plan
 from engine.run import Run, list_runs
 from engine.start import branch_run, shared_out
 from engine.world import ALONE, World, this_world
+from tests.with_small_nano import shrink_nano
 
 TOLERANCE = 1e-4  # nats
 CONFIG = TrainConfig(
@@ -48,11 +49,17 @@ TWO = World(size=2, local_size=2)
 pytestmark = pytest.mark.timeout(500)  # three starts of three processes, beside whatever else the machine does
 
 
+@pytest.fixture(autouse=True)
+def small_nano(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quicker than the real one, here and in the processes that are started."""
+    shrink_nano(monkeypatch.setattr)
+
+
 def start(*arguments: str, processes: int = 2) -> subprocess.Popen[str]:
     """`torchrun … -m engine.train` in a terminal."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.Popen(
-        [*command, "-m", "engine.train", *arguments],
+        [*command, "tests/with_small_nano.py", "-m", "engine.train", *arguments],
         cwd=PROJECT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
