@@ -14,6 +14,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.with_small_nano import shrink_nano
+
 # One machine, one outcome: the same examples every time, however slow the machine is at the moment.
 settings.register_profile("lab", deadline=None, max_examples=50, derandomize=True, database=None)
 settings.load_profile("lab")
@@ -23,6 +25,12 @@ settings.load_profile("lab")
 def few_threads() -> None:
     """Tiny models gain nothing from more, and other processes may be at work."""
     torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The power stays on while tests run, and thousands of fsyncs take minutes on a slow disk."""
+    monkeypatch.setattr(os, "fsync", os.fstat)
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +51,12 @@ def corpora_folder(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("LAB_CORPORA", str(folder))
     return folder
+
+
+@pytest.fixture
+def small_nano(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For trainings of which nothing is asked that depends on size."""
+    shrink_nano(monkeypatch.setattr)
 
 
 @pytest.fixture

@@ -27,7 +27,6 @@ from engine.plan import make_plan
 from engine.run import Run, list_runs
 from engine.start import branch_run, shared_out
 from engine.world import ALONE, World, this_world
-from tests.with_small_nano import shrink_nano
 
 TOLERANCE = 1e-4  # nats
 CONFIG = TrainConfig(
@@ -46,17 +45,14 @@ CONFIG = TrainConfig(
 )
 TWO = World(size=2, local_size=2)
 
-pytestmark = pytest.mark.timeout(500)  # three starts of three processes, beside whatever else the machine does
-
-
-@pytest.fixture(autouse=True)
-def small_nano(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Quicker than the real one, here and in the processes that are started."""
-    shrink_nano(monkeypatch.setattr)
+pytestmark = [
+    pytest.mark.timeout(500),  # three starts of three processes, beside whatever else the machine does
+    pytest.mark.usefixtures("small_nano"),
+]
 
 
 def start(*arguments: str, processes: int = 2) -> subprocess.Popen[str]:
-    """`torchrun … -m engine.train` in a terminal."""
+    """`torchrun … -m engine.train` in a terminal, with the small nano of these tests."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.Popen(
         [*command, "tests/with_small_nano.py", "-m", "engine.train", *arguments],
