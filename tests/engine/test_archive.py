@@ -65,6 +65,7 @@ def weights_hash(run: Run) -> str:
 # -------------------------------------------------------------------------------------------- there and back
 
 
+@pytest.mark.usefixtures("small_nano")
 def test_an_imported_run_is_the_same_and_resumes_exactly(
     other_lab: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,8 @@ SMALL = TrainConfig(
     config="nano", context_length=16, batch_size=1, max_steps=1, eval_every=1, sample_length=0, device="cpu", threads=1
 )
 
+pytestmark = pytest.mark.usefixtures("small_nano")
+
 
 @pytest.fixture
 def splits(add_corpus: AddCorpus) -> AddCorpus:
