@@ -42,7 +42,7 @@ def config_form() -> None:
             get_ready(waiting)
         else:
             _show_choices(plan, config, spots)
-            outlook(plan)
+            outlook(plan, config)
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button("Start", type="primary", icon=":material/play_arrow:", disabled=plan is None, key="start"):
             actions.launch(lambda: session.start(config))
