@@ -19,7 +19,9 @@ from engine.cli.progress import Bars
 from engine.config import TrainConfig, flag
 from engine.control import Control
 from engine.corpora.progress import Progress
+from engine.environment import default_threads
 from engine.errors import ConfigError, CorpusError, DivergedError, LabError, Problem
+from engine.plan import cautions
 from engine.run import ActiveRun, Event, Run
 from engine.start import branch_run, new_run, read_settings, resume_run, tokenize
 from engine.world import ALONE, World, this_world
@@ -237,6 +239,8 @@ class _TextReport(_Report):
             f"{config.precision} on {config.device}{together}",
             flush=True,
         )
+        for caution in cautions(self.plan, default_threads()):
+            print(f"{flag(caution.field)}: {caution.message}", file=sys.stderr)
         self.bar = tqdm(
             total=self.total_steps,
             initial=self.first_step,
