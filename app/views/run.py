@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app.widgets import actions, formats, run_parts
+from app.widgets import actions, address, formats, run_parts
 from app.widgets.formats import plain
 from app.widgets.live import run_view
 from app.widgets.playground import playground
@@ -44,7 +44,9 @@ if run is None:
 else:
     if st.session_state.pop("reused", None):  # "Use these settings": the form is on the page Pretraining
         actions.show_run(run.id)
-    overview, *others = st.tabs(["Overview", *PARTS], on_change="rerun", key="part", bind="query-params")
+    names = ["Overview", *PARTS]
+    overview, *others = st.tabs(names, on_change="rerun", key=address.keep("part", "Overview", names))
+    address.tell()
     if overview.open:
         with overview:
             run_view(run)
