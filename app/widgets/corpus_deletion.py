@@ -8,7 +8,7 @@ from app.widgets import formats
 from app.widgets.formats import plain
 from app.widgets.guard import guard
 from engine.corpora import Corpus
-from engine.corpora.delete import deletable_bytes, delete_corpus
+from engine.corpus_deletion import deletable_bytes, delete_corpus
 from engine.errors import LabError
 
 

@@ -1,4 +1,4 @@
-"""engine.corpora.delete: what is deleted is gone whole, and nothing that is in use or comes with the lab is."""
+"""engine.corpus_deletion: what is deleted is gone whole, and nothing that is in use or comes with the lab is."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from engine import TrainConfig
 from engine.corpora import find_corpus, jobs, open_tokens
-from engine.corpora.delete import deletable_bytes, delete_corpus
 from engine.corpora.state import state_of
+from engine.corpus_deletion import deletable_bytes, delete_corpus
 from engine.errors import CorpusError
 from engine.start import new_run
 
