@@ -71,7 +71,11 @@ def test_a_damaged_run_harms_no_part(content: str, part: str, open_part: Any, ma
     (folder / "run.json").write_text(content)
     (folder / "metrics.parquet").write_bytes(b"PAR1 and no more")
     (folder / "checkpoints" / "step-000020" / "manifest.json").write_text("{")
-    expect_sound(open_part(PARENT, part))
+    page = open_part(PARENT, part)
+    expect_sound(page)
+    assert "damaged]" in texts(page) and "ended without a word" not in texts(page)
+    if part == "Overview":
+        assert "not known" in page.error[0].value and "Use these settings" not in labels(page)
 
 
 def test_checkpoints_are_listed_and_the_newest_is_chosen(open_part: Any, make_run: Make) -> None:
