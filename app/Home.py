@@ -15,7 +15,7 @@ PROJECT = str(Path(__file__).resolve().parents[1])
 if PROJECT not in sys.path:  # so that it starts with nothing on PYTHONPATH
     sys.path.insert(0, PROJECT)
 
-from app.widgets import feed, plot  # noqa: E402
+from app.widgets import downloads, feed, plot  # noqa: E402
 from app.widgets.guard import guard  # noqa: E402
 from engine import session  # noqa: E402
 
@@ -65,4 +65,4 @@ async def _serving(_app: st.App) -> AsyncIterator[None]:
 if __name__ == "__main__":
     draw()
 else:
-    app = st.App(Path(__file__).resolve(), routes=[feed.ROUTE, plot.LIBRARY], lifespan=_serving)
+    app = st.App(Path(__file__).resolve(), routes=[feed.ROUTE, downloads.ROUTE, plot.LIBRARY], lifespan=_serving)

@@ -302,13 +302,13 @@ def _copy(source: IO[bytes], target: IO[bytes], limit: int) -> None:
 
 def _adopt(folder: Path) -> Run:
     """Check what was unpacked and make it a run by one rename."""
-    checks.check_info(info := checks.read_strictly(folder / "run.json"))
+    config = checks.check_info(info := checks.read_strictly(folder / "run.json"))
     if (folder / "labels.json").exists():
         checks.read_strictly(folder / "labels.json")
     if (folder / "events.jsonl").exists():
         checks.check_events(folder / "events.jsonl")
     checks.check_tables(folder)
-    checks.check_checkpoints(folder)
+    checks.check_checkpoints(folder, config)
     first_id = info["id"]
     info["imported"] = {"id": first_id, "time": now()}
     for _ in range(20):

@@ -109,8 +109,9 @@ def follow(before: list[str], drawn: float) -> None:
         st.rerun()
 
 
-st.title("Runs", anchor=False)
-import_run()
+with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+    st.title("Runs", anchor=False, width="content")
+    import_run()
 runs = list_summaries()
 chosen = chosen_ids(runs)
 active = [run.id for run in active_runs()]

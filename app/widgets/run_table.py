@@ -55,7 +55,7 @@ def table_of(runs: Sequence[Summary]) -> pd.DataFrame:
     table = pd.DataFrame([row(run) for run in runs])
     for column in _NUMBERS:
         table[column] = pd.to_numeric(table[column], errors="coerce")  # also where none was measured
-    table["training time"] = pd.to_timedelta(table["training time"].clip(upper=_LONGEST_S), unit="s")
+    table["training time"] = pd.to_timedelta(table["training time"].clip(upper=_LONGEST_S).round(), unit="s")
     table["started"] = pd.to_datetime(table["started"], errors="coerce")
     return table if any(run.problem for run in runs) else table.drop(columns="problem")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from engine.cli.common import DONE, run_command
+from engine.cli.common import DONE, run_and_step, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,16 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
-    from engine.errors import ConfigError, Problem
     from engine.generate import check_sampling, load_model, stream_text
     from engine.run import load_run
 
     check_sampling(options.length, options.temperature, options.top_k, options.seed, options.top_p)
-    run_id, _, step = options.run.partition("@")
-    if step and not step.isdecimal():
-        raise ConfigError([Problem("RUN@STEP", f"{step!r} is not a step; write RUN@STEP, such as {run_id}@400.")])
+    run_id, step = run_and_step(options.run)
     prompt = load_run(run_id).config.sample_prompt if options.prompt is None else options.prompt
-    model = load_model(run_id, int(step) if step else None)
+    model = load_model(run_id, step)
     print(prompt, end="", flush=True)
     how = dict(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
     pieces = stream_text(model, prompt, options.length, **how)

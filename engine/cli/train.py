@@ -14,7 +14,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from engine.cli.common import DONE, FAILED, add_setting_flags, duration, given_settings, run_command
+from engine.cli.common import DONE, FAILED, add_setting_flags, duration, given_settings, run_and_step, run_command
 from engine.cli.progress import Bars
 from engine.config import TrainConfig, flag
 from engine.control import Control
@@ -126,11 +126,8 @@ def _open(options: argparse.Namespace, world: World) -> ActiveRun:
             raise ConfigError([Problem("--resume", message)])
         return resume_run(options.resume, world)
     if options.branch is not None:
-        run_id, _, step = options.branch.partition("@")
-        if step and not step.isdecimal():
-            raise ConfigError([Problem("--branch", f"{step!r} is not a step; write RUN@STEP, such as {run_id}@400.")])
-        at = int(step) if step else None
-        return branch_run(run_id, at, settings, name=options.name, notes=options.notes, world=world)
+        run_id, step = run_and_step(options.branch)
+        return branch_run(run_id, step, settings, name=options.name, notes=options.notes, world=world)
     config = read_settings(settings)
     _tokenize(config)
     return new_run(config, name=options.name, notes=options.notes, world=world)

@@ -140,6 +140,22 @@ def test_a_search_finds_and_can_be_taken_back(open_page: Open, three: None) -> N
     assert names(page) == ["B"]
 
 
+def test_the_address_keeps_search_and_filters(open_page: Open, three: None) -> None:
+    page = open_page("runs")
+    assert not {"runs-search", "runs-states"} & set(page.query_params)
+    page.text_input(key="runs-search").set_value("first & try").run()
+    page.multiselect(key="runs-states").set_value(["failed", "completed"]).run()
+    told = {name: "".join(page.query_params[name]) for name in ("runs-search", "runs-states")}
+    assert told == {"runs-search": "first & try", "runs-states": "failed,completed"}
+    again = open_page("runs", **told)
+    assert again.text_input(key="runs-search").value == "first & try"
+    assert again.multiselect(key="runs-states").value == ["failed", "completed"]
+    odd = open_page("runs", **{"runs-states": "failed,nonsense,", "runs-tags": "%2C"})
+    assert odd.multiselect(key="runs-states").value == ["failed"] and odd.multiselect(key="runs-tags").value == []
+    page.button(key="clear-filters").click().run()
+    assert not {"runs-search", "runs-states"} & set(page.query_params)
+
+
 def test_the_address_keeps_the_choice(open_page: Open, three: None) -> None:
     page = open_page("runs", runs=f"{OTHER},{DONE}")
     expect_sound(page)

@@ -136,6 +136,12 @@ def test_upload(page: Page, app: App, tmp_path: Path) -> None:
     assert page.locator(".lab-tokens b").count() == 0  # text, never HTML
     assert (app.corpora / "notes.md").read_bytes() == good.read_bytes()
 
+    button(page, "Delete …").click()
+    expect(page.get_by_text("the lab cannot bring it back")).to_be_visible(timeout=SLOW)
+    page.get_by_test_id("stDialog").get_by_role("button", name="Delete", exact=True).click()
+    expect(page.get_by_role("heading", name="Notes", exact=True)).to_have_count(0, timeout=SLOW)
+    assert not (app.corpora / "notes.md").exists() and not list((app.corpora / ".tokens").glob("notes*.uint16"))
+
 
 def test_a_large_corpus_does_not_slow_the_page(page: Page, app: App) -> None:
     text = (PROJECT / "corpora" / "verdict.txt").read_text(encoding="utf-8") + "\n"
