@@ -214,9 +214,11 @@ def _save(run: ActiveRun, state: TrainState) -> None:
     run.flush()
     run.event("saving", f"Saving a checkpoint at step {state.step:,} …")
     state.team.order("save")
-    checkpoint = save(run.folder, snapshot(state), run.progress, to_dict(run.config))
-    prune(run.folder, run.config.keep_checkpoints)
-    run.event("saved", f"Saved a checkpoint at step {state.step:,} ({checkpoint.bytes / 2**20:,.0f} MiB).")
+    contents = snapshot(state)
+    with state.team.writing:
+        checkpoint = save(run.folder, contents, run.progress, to_dict(run.config))
+        prune(run.folder, run.config.keep_checkpoints)
+        run.event("saved", f"Saved a checkpoint at step {state.step:,} ({checkpoint.bytes / 2**20:,.0f} MiB).")
 
 
 def _end(run: ActiveRun, state: TrainState) -> None:
