@@ -18,6 +18,7 @@ from engine.errors import CheckpointError, ConfigError, Problem
 if TYPE_CHECKING:
     import torch
 
+    from engine.checkpoint import Checkpoint
     from engine.model import GPT
 
 
@@ -79,19 +80,37 @@ def load_model(run_id: str, step: int | None = None) -> GPT:
     Raises:
         RunError, CheckpointError: there is no such run or usable checkpoint.
     """
+    return load_checkpoint(run_id, step)[1]
+
+
+def load_checkpoint(run_id: str, step: int | None = None) -> tuple[Checkpoint, GPT]:
+    """Like `load_model`, with the checkpoint that it is of."""
+    from engine.start import checkpoint_of
+
+    checkpoint = checkpoint_of(run_id, step)
+    while True:
+        try:
+            return checkpoint, _model_of(checkpoint)
+        except CheckpointError:
+            newer = checkpoint_of(run_id, step)
+            if newer.path == checkpoint.path:  # else the run trains, and has deleted it for a newer one
+                raise
+            checkpoint = newer
+
+
+def _model_of(checkpoint: Checkpoint) -> GPT:
     from engine.checkpoint import load
     from engine.model import GPT
     from engine.run import load_run
-    from engine.start import checkpoint_of
     from engine.step import load_weights
 
-    config = load_run(run_id).config
-    checkpoint = checkpoint_of(run_id, step)
+    config = load_run(checkpoint.run_id).config
     model = GPT(config.model, attention_impl=config.attention_impl)
     try:
         load_weights(model, load(checkpoint, weights_only=True).model)
     except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"Checkpoint {checkpoint.path.name} of run {run_id} does not fit its model.") from error
+        fit = f"Checkpoint {checkpoint.path.name} of run {checkpoint.run_id} does not fit its model."
+        raise CheckpointError(fit) from error
     return model.eval()
 
 

@@ -47,13 +47,11 @@ def write_hf(run_id: str, step: int | None, folder: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from engine.generate import load_model
+    from engine.generate import load_checkpoint
     from engine.run import load_run
-    from engine.start import checkpoint_of
 
     config = load_run(run_id).config
-    checkpoint = checkpoint_of(run_id, step)
-    model = load_model(run_id, checkpoint.step)
+    checkpoint, model = load_checkpoint(run_id, step)
     weights = gpt2_weights(model.state_dict(), config.model)
     try:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

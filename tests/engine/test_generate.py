@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from hypothesis import strategies as st
 
 from engine import generate as generate_function
 from engine import tokenizer
-from engine.checkpoint import Contents, save
+from engine.checkpoint import Contents, find_checkpoint, load, save
 from engine.config import ModelConfig, TrainConfig, to_dict
 from engine.errors import CheckpointError, ConfigError, RunError
+from engine.files import remove_folder
 from engine.generate import check_sampling, sampling_weights, stream_choices, stream_text, stream_tokens
 from engine.model import GPT
+from engine.paths import runs_dir
 from engine.start import new_run
 
 HOW: dict[str, Any] = dict(temperature=0.8, top_k=50, seed=1)
@@ -281,6 +284,33 @@ def test_generating_leaves_the_global_random_numbers_alone(run_id: str) -> None:
 def test_a_seed_out_of_range_is_a_sentence(seed: int, run_id: str) -> None:
     with pytest.raises(ConfigError, match="seed"):
         generate_function(run_id, "x", length=1, seed=seed)
+
+
+@pytest.mark.parametrize("step", [None, 3])
+def test_a_checkpoint_that_is_pruned_while_it_is_read(
+    step: int | None, run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest is then another one; one that was asked for is gone, which is not to be damaged."""
+    folder = tmp_path / "runs" / run_id
+    shutil.copytree(runs_dir() / run_id, folder)
+    monkeypatch.setenv("LAB_RUNS", str(tmp_path / "runs"))
+    older = folder / "checkpoints" / "step-000003"
+    contents = load(find_checkpoint(folder), weights_only=True)
+    read = Path.open
+
+    def delete_first(path: Path, *arguments: Any, **how: Any) -> Any:
+        if path == older / "model.safetensors" and path.exists():
+            save(folder, contents, {"step": 4}, {})
+            remove_folder(older)
+        return read(path, *arguments, **how)
+
+    monkeypatch.setattr(Path, "open", delete_first)
+    if step is None:
+        assert generate_function(run_id, "x", length=2) == generate_function(run_id, "x", step=4, length=2)
+    else:
+        with pytest.raises(CheckpointError, match="no checkpoint at step 3; it has: 4"):
+            generate_function(run_id, "x", step=step)
+    assert not older.exists()
 
 
 def test_what_is_not_there_is_told(run_id: str) -> None:
