@@ -106,7 +106,7 @@ def test_opening_the_page_is_quick(
         log_steps(run, STEPS + 300 * more + 1, STEPS + 300 * more + 300)  # so that all is read and drawn anew
         page = open_page("pretraining", run=run.id)
         assert not page.exception and "plots" in str(page.session_state)
-    opening = statistics.median(took[1:])  # the first one loads libraries
+    opening = min(took)
     with capsys.disabled():
         print(f"\n{STEPS:,} steps: the page {opening:.0f} ms")
-    assert opening < BUSY * REDRAW_MS
+    assert opening < REDRAW_MS
