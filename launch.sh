@@ -293,7 +293,8 @@ find_chromium() {
         return
     fi
     system_chromium || playwright_chromium || apt_chromium || download_chromium \
-        || die "The browser tests need Chromium and none could be had: install Chromium or Chrome, or set CHROMIUM to its path."
+        || die "The browser tests need Chromium and none could be had: install Chromium or Chrome, or set CHROMIUM to its path." \
+            "All other tests run with: $venv_python -m pytest --ignore tests/browser"
 }
 
 run_tests() {

@@ -166,6 +166,7 @@ def test_an_exercise_runs_to_its_reading(app: App, page: Page) -> None:
     no_traceback(page)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process can be limited on Linux only")
 def test_a_run_that_memory_ends_leaves_a_usable_page(browser: Browser, tmp_path: Path) -> None:
     app = App(tmp_path, ["tests/with_little_memory.py", "3.5"])
     try:

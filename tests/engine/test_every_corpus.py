@@ -53,6 +53,7 @@ def take_a_step(run: ActiveRun) -> dict[str, float]:
     return rows[-1]
 
 
+@pytest.mark.usefixtures("small_nano")
 @pytest.mark.parametrize("name", [corpus.name for corpus in known.KNOWN])
 def test_it_can_be_had_and_trained_on(name: str, corpora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAB_CORPORA", str(corpora))

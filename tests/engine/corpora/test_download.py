@@ -265,7 +265,7 @@ def test_two_processes_at_once(
 ) -> None:
     if case.random.random() < 0.5:
         case.cut_short()
-    case.web.fail(case.victim, Fault(bytes_per_s=500_000, cut=case.cut + 5_000), then=Fault(bytes_per_s=500_000))
+    case.web.fail(case.victim, Fault(bytes_per_s=1_000_000, cut=case.cut + 5_000), then=Fault(bytes_per_s=1_000_000))
     corpora = [case.corpus, case.corpus]
     if isinstance(case.corpus.origin, Books):  # another corpus of the same books
         documents = not case.corpus.origin.documents
