@@ -24,7 +24,7 @@ def exports(shot: Snapshot) -> None:
         download(
             "TensorBoard (.zip)",
             f"{run.id}-tensorboard.zip",
-            zipped(lambda folder: write_events(run.metrics, run.samples, folder)),
+            zipped(lambda folder: write_events(run.folder, folder)),
             disabled=empty,
             help="An event file with metrics and samples.",
         )
