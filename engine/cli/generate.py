@@ -30,12 +30,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
+    from engine.config import flag
     from engine.errors import ConfigError, Problem
     from engine.generate import check_sampling, load_model, stream_text
     from engine.labels import showable
     from engine.run import load_run
 
-    check_sampling(options.length, options.temperature, options.top_k, options.seed, options.top_p)
+    try:
+        check_sampling(options.length, options.temperature, options.top_k, options.seed, options.top_p)
+    except ConfigError as error:
+        raise ConfigError([Problem(flag(p.field), p.message) for p in error.problems]) from error
     run_id, _, step = options.run.partition("@")
     if step and not step.isdecimal():
         raise ConfigError([Problem("RUN@STEP", f"{step!r} is not a step; write RUN@STEP, such as {run_id}@400.")])
