@@ -160,6 +160,14 @@ def test_what_is_packed_can_be_chosen_and_what_is_damaged_stays_behind(made: Run
     assert {path.name for path in tmp_path.iterdir()} == {"bare.zip", "rest.zip"}
 
 
+def test_no_archive_is_written_that_no_lab_takes(made: Run, tmp_path: Path, capsys: Any) -> None:
+    for step in range(4, 1010):
+        (made.folder / "checkpoints" / f"step-{step:06d}").mkdir()
+    assert export([made.id, "--to", "archive", str(tmp_path / "x.zip")]) == 1
+    assert "has 1,007 checkpoints, more than one archive takes" in capsys.readouterr().err
+    assert export([f"{made.id}@3", "--to", "archive", str(tmp_path / "y.zip")]) == 0
+
+
 # -------------------------------------------------------------------------------------------- hostile archives
 
 
