@@ -15,9 +15,11 @@ PROJECT = str(Path(__file__).resolve().parents[1])
 if PROJECT not in sys.path:  # so that it starts with nothing on PYTHONPATH
     sys.path.insert(0, PROJECT)
 
-from app.widgets import feed, plot  # noqa: E402
+from app.widgets import downloads, feed, plot  # noqa: E402
 from app.widgets.guard import guard  # noqa: E402
 from engine import session  # noqa: E402
+
+LISTS = ("corpora", "runs")  # pages that train nothing: loading torch would only keep them from being drawn
 
 
 @st.cache_resource(show_spinner=False)
@@ -34,7 +36,6 @@ def draw() -> None:
         "a.lab-link { color: inherit; font-weight: 600 }"
         "</style>"
     )
-    _warm_up()
     page = st.navigation(
         [
             st.Page("views/home.py", title="Home", icon=":material/home:", default=True),
@@ -48,6 +49,8 @@ def draw() -> None:
         ],
         position="top",
     )
+    if page.url_path not in LISTS:
+        _warm_up()
     with guard():
         page.run()
 
@@ -62,4 +65,4 @@ async def _serving(_app: st.App) -> AsyncIterator[None]:
 if __name__ == "__main__":
     draw()
 else:
-    app = st.App(Path(__file__).resolve(), routes=[feed.ROUTE, plot.LIBRARY], lifespan=_serving)
+    app = st.App(Path(__file__).resolve(), routes=[feed.ROUTE, downloads.ROUTE, plot.LIBRARY], lifespan=_serving)

@@ -306,12 +306,12 @@ def _copy(source: IO[bytes], target: IO[bytes], limit: int) -> None:
 
 def _adopt(folder: Path) -> Run:
     """Check what was unpacked and make it a run by one rename."""
-    checks.check_info(info := checks.read_strictly(folder / "run.json"))
+    config = checks.check_info(info := checks.read_strictly(folder / "run.json"))
     if (folder / "labels.json").exists():
         checks.read_strictly(folder / "labels.json")
     if (folder / "events.jsonl").exists():
         checks.check_events(folder / "events.jsonl")
-    checks.check_checkpoints(folder)
+    checks.check_checkpoints(folder, config)
     checks.check_tables_apart(folder)
     first_id = info["id"]
     info["imported"] = {"id": first_id, "time": now()}

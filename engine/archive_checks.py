@@ -22,7 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from engine.checkpoint import FILES, list_checkpoints, verify
+from engine.checkpoint import list_checkpoints, verify
+from engine.checkpoint_layout import Shape, optimizer_problem, weights_problem
+from engine.config import TrainConfig
 from engine.errors import CheckpointError, RunError
 from engine.metrics import METRICS, SAMPLES
 from engine.paths import PROJECT
@@ -104,8 +106,8 @@ def _within_64_bits(text: str) -> int:
     return value
 
 
-def check_info(info: dict[str, Any]) -> None:
-    """Hold the content of a `run.json` to its schema.
+def check_info(info: dict[str, Any]) -> TrainConfig:
+    """Hold the content of a `run.json` to its schema; returns its settings.
 
     Raises:
         RunError: it is not a run's, or one of another version of the lab.
@@ -136,7 +138,7 @@ def check_info(info: dict[str, Any]) -> None:
         if not re.fullmatch(r"[0-9a-f]{64}", info.get(name) or "0" * 64):
             raise RunError(f"the {name} in its run.json is no SHA-256")
     _check_numbers(info["progress"], "run.json")
-    read_config(info["config"], info["id"])
+    return read_config(info["config"], info["id"])
 
 
 def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type], *, required: bool) -> None:
@@ -267,11 +269,11 @@ def _text_bytes(column: pa.Array) -> int:
     return int(pc.sum(lengths).as_py() or 0)
 
 
-def check_checkpoints(folder: Path) -> None:
-    """Hold every checkpoint to its manifest, and its tensors to the safetensors format; none is loaded.
+def check_checkpoints(folder: Path, config: TrainConfig) -> None:
+    """Hold every checkpoint to its manifest, and its tensors to the format and to the settings; none is loaded.
 
     Raises:
-        RunError: one is damaged, or holds anything but tensors.
+        RunError: one is damaged, holds anything but tensors, or others than a run of these settings has.
     """
     for checkpoint in list_checkpoints(folder):
         try:
@@ -282,19 +284,28 @@ def check_checkpoints(folder: Path) -> None:
         for path in (checkpoint.path / "manifest.json", checkpoint.path / "state.json"):
             read_strictly(path)
         _check_numbers(dict(checkpoint.progress), f"{checkpoint.path.name}/manifest.json")
-        for name in FILES:
-            if name.endswith(".safetensors"):
-                _check_tensors(checkpoint.path / name)
+        weights = _shapes(checkpoint.path / "model.safetensors", {"F32"})
+        state = _shapes(checkpoint.path / "optimizer.safetensors", {"F32", "U8"})
+        problem = weights_problem(weights, config.model) or optimizer_problem(state, config.model, config.optimizer)
+        if problem:
+            raise RunError(f"the checkpoint {checkpoint.path.name} in it does not fit the run's settings: {problem}")
 
 
-def _check_tensors(path: Path) -> None:
+def _shapes(path: Path, kinds: set[str]) -> dict[str, Shape]:
+    """Names and shapes of a file's tensors, which must be numbers of these kinds."""
     from safetensors import SafetensorError, safe_open
 
+    where = f"{path.parent.name}/{path.name} in it"
     try:
-        with safe_open(path, framework="numpy"):
-            pass
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {tensor.get_dtype() for tensor in tensors.values()}
+            shapes = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
     except (SafetensorError, OSError, ValueError) as error:
-        raise RunError(f"{path.parent.name}/{path.name} in it does not hold tensors in safetensors format") from error
+        raise RunError(f"{where} does not hold tensors in safetensors format") from error
+    if found - kinds:
+        raise RunError(f"{where} holds numbers of another kind than the lab's: {min(found - kinds)}")
+    return shapes
 
 
 if __name__ == "__main__":

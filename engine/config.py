@@ -448,7 +448,13 @@ def option(name: str, value: Any) -> str:
     """A setting as one writes it on the command line, flag and value."""
     if isinstance(value, bool):
         return flag(name) if value else flag(name).replace("--", "--no-", 1)
-    return f"{flag(name)} {shlex.quote(f'{value:g}' if isinstance(value, float) else str(value))}"
+    return f"{flag(name)} {shlex.quote(_number(value) if isinstance(value, float) else str(value))}"
+
+
+def _number(value: float) -> str:
+    """The shortest text that is read as exactly this number."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:

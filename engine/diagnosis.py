@@ -490,8 +490,12 @@ def undecided(c: Curves) -> Finding:
     """No rule had anything to say, most often since there are too few steps yet."""
     rows, past = len(c.train), c.train.last_step - c.warmup
     short = rows < FLAT_AFTER or past < FLAT_AFTER
-    evidence = f"{rows:,} steps are measured" + (f", and the warm-up lasts until step {c.warmup:,}" * (past < 0))
-    evidence += f"; the training loss went from {c.train.start:.2f} to {c.train.end:.2f}." if rows else "."
+    evidence = f"{rows:,} step{'s are' if rows != 1 else ' is'} measured" + (
+        f", and the warm-up lasts until step {c.warmup:,}" * (past < 0)
+    )
+    few = rows < SHORTEST  # then levels at both ends would be medians of the same steps
+    begin, end = (c.train.values[0], c.train.values[-1]) if few and rows else (c.train.start, c.train.end)
+    evidence += f"; the training loss went from {begin:.2f} to {end:.2f}." if rows else "."
     advice = "Let it go on: a few dozen steps past the warm-up are needed to tell." if short else "Let it go on."
     title, settings = ("Too short to tell", ("epochs", "max_steps")) if short else ("Nothing stands out", ())
     return Finding("undecided", "note", title, evidence, advice, settings, c.train.last_step)

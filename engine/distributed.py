@@ -77,6 +77,11 @@ class Team:
             leader = self.leader
             leader.when_stuck(lambda: write_down(leader.lost))
 
+    @property
+    def writing(self) -> AbstractContextManager[Any]:
+        """Around rank 0's writing of a checkpoint: it is finished even when another rank is lost meanwhile."""
+        return self.leader.writing if self.leader else nullcontext()
+
     # ----------------------------------------------------------------------------------------------- arithmetic
 
     def parallel_loss(self, model: GPT, device: torch.device, seed: int) -> Loss | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 import resource
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,13 +69,41 @@ def memory_limit() -> int:
     return total
 
 
+KEPT_FREE = 0.05  # of the computer's memory, for what else this process and others do while it trains
+
+
 def memory_within_reach(device: str) -> int:
-    """Bytes on the device that no other process holds: what is free, and what this process has. Loads torch."""
+    """Bytes on the device that no other process holds: what is free, and what this process has. Of a computer's memory
+    a little is left out. Loads torch."""
     import torch
 
     if device.startswith("cuda") and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device)
-    return min(memory_limit(), int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss))
+    limit = memory_limit()
+    held = int(psutil.Process().memory_info().rss)
+    return min(limit, int(psutil.virtual_memory().available) + held) - int(KEPT_FREE * limit)
+
+
+@contextlib.contextmanager
+def memory_bounded(device: str) -> Iterator[None]:
+    """While a CPU trains: asking for more memory than there is fails, as it does on a GPU, and is told in a sentence.
+
+    Linux would grant it, and kill the process once it is used: the app, the run's last words and all. Other systems
+    swap instead.
+    """
+    if device != "cpu" or sys.platform != "linux":
+        yield
+        return
+    process = psutil.Process().memory_info()
+    room = memory_within_reach(device) - process.rss + int(psutil.swap_memory().free)
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    bound = process.data + max(0, room)
+    lowest = min([bound, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_DATA, (lowest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 
 def has_bf16(device: str) -> bool:

@@ -409,8 +409,10 @@ def _row(facts: RunFacts) -> dict[str, float]:
 
 
 def _fall(facts: RunFacts) -> str:
-    text = f"the training loss went from {facts.train.values[0]:.2f} to {facts.train.end:.2f}"
-    text += f" in {len(facts.train):,} steps" + (f", validation is {facts.last_val:.2f}" if len(facts.val) else "")
+    text = f"the training loss went from {facts.train.values[0]:.2f} to {facts.train.end:.2f} (the median of the last "
+    text += f"{facts.train.end_rows:,}) in {len(facts.train):,} steps" + (
+        f", validation is {facts.last_val:.2f}" if len(facts.val) else ""
+    )
     return text + (f", at {facts.tokens_per_s:,.0f} tokens/s" if math.isfinite(facts.tokens_per_s) else "")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.config import TrainConfig, label
+from engine.environment import memory_bounded
 from engine.errors import RunBusyError
 from engine.plan import Plan
 from engine.run import Run, device_lock
@@ -103,25 +104,40 @@ def measure_pace(plan: Plan, seconds: float = 4.0) -> Pace:
 
     Raises:
         RunBusyError: a run is training on the device; both would be slow.
+        OutOfMemoryError: it says what would fit.
         ConfigError, LabError: as a run with these settings would.
     """
-    from engine import step
-    from engine.start import open_text
+    from engine.train import is_out_of_memory, let_go, out_of_memory
 
     lock = device_lock(plan.config.device)
     if not lock.acquire(note="", patience_s=0.3):
         run_id = lock.note()
         raise RunBusyError("A run is training on this device now. Measure when it is done.", run_id)
     try:
-        forever = dataclasses.replace(plan, total_steps=max(plan.total_steps, 1_000_000))
-        state = step.build(forever, open_text(plan.config))
-        list(step.train_step(state, wait=True))  # the first step loads and tunes kernels
-        began, done = time.perf_counter(), 0
-        while done < 2 or time.perf_counter() - began < seconds:
-            list(step.train_step(state, wait=done < 2))
-            done += 1
-        list(step.finished_rows(state))
-        rate = done * plan.tokens_per_step / (time.perf_counter() - began)
+        with memory_bounded(plan.config.device):
+            done, took = _time_steps(plan, seconds)
+    except (MemoryError, RuntimeError) as error:
+        let_go(error)
+        if is_out_of_memory(error):
+            raise out_of_memory(plan.config) from None
+        raise
     finally:
         lock.release()
+    rate = done * plan.tokens_per_step / took
     return Pace(rate, f"{done} measured steps, validation and samples left out", whole=False)
+
+
+def _time_steps(plan: Plan, seconds: float) -> tuple[int, float]:
+    """How many steps were timed, and the seconds they took."""
+    from engine import step
+    from engine.start import open_text
+
+    forever = dataclasses.replace(plan, total_steps=max(plan.total_steps, 1_000_000))
+    state = step.build(forever, open_text(plan.config))
+    list(step.train_step(state, wait=True))  # the first step loads and tunes kernels
+    began, done = time.perf_counter(), 0
+    while done < 2 or time.perf_counter() - began < seconds:
+        list(step.train_step(state, wait=done < 2))
+        done += 1
+    list(step.finished_rows(state))
+    return done, time.perf_counter() - began

@@ -133,6 +133,22 @@ def too_small_for(tokens: int, *, whole: bool = False) -> str:
     )
 
 
+def cautions(plan: Plan, cores: int) -> list[Problem]:
+    """What settings do that was hardly meant, though nothing forbids it.
+
+    Args:
+        cores: of this machine.
+    """
+    found, config = [], plan.config
+    if config.warmup_steps > plan.total_steps:
+        message = f"the run ends after {plan.total_steps:,} steps, in the warm-up, so the rate never reaches its peak."
+        found.append(Problem("warmup_steps", message))
+    if config.threads > cores:
+        message = f"this machine has {cores} core{'s' if cores > 1 else ''}; more threads wait for each other."
+        found.append(Problem("threads", message))
+    return found
+
+
 def _too_long(context: int, tokens: int) -> str:
     return (
         f"a context of {context:,} tokens does not fit into the training text of {tokens:,} tokens. "

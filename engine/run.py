@@ -432,10 +432,11 @@ class ActiveRun:
 
 
 def _append_event(folder: Path, event: Event) -> None:
-    path = folder / "events.jsonl"
-    torn = path.exists() and not path.read_bytes().endswith(b"\n")  # by a disk that was full
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" * torn + json.dumps(dataclasses.asdict(event)) + "\n")
+    with (folder / "events.jsonl").open("a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        torn = file.read() not in (b"", b"\n")  # by a disk that was full
+        file.write((b"\n" * torn) + json.dumps(dataclasses.asdict(event)).encode() + b"\n")
 
 
 def _finite(value: Any) -> Any:

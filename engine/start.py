@@ -151,6 +151,8 @@ def plan_run(config: TrainConfig, world: World = ALONE) -> tuple[Plan, Text]:
         problems += error.problems
     try:
         text = open_text(config)
+        if text.val_corpus and text.val_corpus.source_sha256 == text.corpus.source_sha256:
+            problems.append(Problem("val_corpus", _SAME_TEXT))
         resolved = dataclasses.replace(config, device=device, precision=precision)
         resolved = dataclasses.replace(resolved, threads=config.threads or _threads(world))
         plan = make_plan(resolved, len(text.train), len(text.validation), world_size=world.size)
@@ -160,6 +162,12 @@ def plan_run(config: TrainConfig, world: World = ALONE) -> tuple[Plan, Text]:
         raise ConfigError(problems)
     prompt = plan.config.sample_prompt or text.corpus.prompt
     return dataclasses.replace(plan, config=dataclasses.replace(plan.config, sample_prompt=prompt)), text
+
+
+_SAME_TEXT = (
+    "this is the text that is trained on, and would measure what was learned by heart. Take another, or leave it empty "
+    "to keep the end of the text for validation."
+)
 
 
 def _threads(world: World) -> int:

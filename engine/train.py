@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engine.checkpoint import prune, save
 from engine.config import TrainConfig, to_dict
 from engine.control import Control
-from engine.environment import has_bf16, memory_within_reach
+from engine.environment import has_bf16, memory_bounded, memory_within_reach
 from engine.errors import DivergedError, LabError, OutOfMemoryError, TrainingError, storage_sentence
 from engine.fit import what_would_fit
 from engine.memory import estimate_memory
@@ -49,13 +49,14 @@ def train(
     run = run or new_run(config)
     control = control or Control()
     try:
-        _train(run, control, team)
+        with memory_bounded(run.config.device):
+            _train(run, control, team)
     except BaseException as error:
         lost = team.lost_behind(error) if team else ""
         failure = _rank_lost(run, lost) if lost else explain(error, run)
         _record_failure(run, failure)
         if not lost:  # a GPU that waits for a lost rank would never let go; the process ends anyway
-            _let_go(error)
+            let_go(error)
         raise failure from error.__cause__ if failure is error else error
     finally:
         run.close()
@@ -213,9 +214,11 @@ def _save(run: ActiveRun, state: TrainState) -> None:
     run.flush()
     run.event("saving", f"Saving a checkpoint at step {state.step:,} …")
     state.team.order("save")
-    checkpoint = save(run.folder, snapshot(state), run.progress, to_dict(run.config))
-    prune(run.folder, run.config.keep_checkpoints)
-    run.event("saved", f"Saved a checkpoint at step {state.step:,} ({checkpoint.bytes / 2**20:,.0f} MiB).")
+    contents = snapshot(state)
+    with state.team.writing:
+        checkpoint = save(run.folder, contents, run.progress, to_dict(run.config))
+        prune(run.folder, run.config.keep_checkpoints)
+        run.event("saved", f"Saved a checkpoint at step {state.step:,} ({checkpoint.bytes / 2**20:,.0f} MiB).")
 
 
 def _end(run: ActiveRun, state: TrainState) -> None:
@@ -265,7 +268,7 @@ def out_of_memory(config: TrainConfig) -> OutOfMemoryError:
     return OutOfMemoryError(message, [dataclasses.asdict(change) for change in changes])
 
 
-def _let_go(error: BaseException) -> None:
+def let_go(error: BaseException) -> None:
     """Free what the failed training held. Its frames, which the error refers to, would keep model and activations
     until Python looks for cycles, and the next run on a GPU would find its memory taken."""
     import torch

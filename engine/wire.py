@@ -18,9 +18,11 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
-GRACE_S = 5.0  # for rank 0 to notice by itself that a rank is lost; torchrun kills 30 s after its SIGTERM
+GRACE_S = 5.0  # for rank 0 to notice by itself that a rank is lost
+WRITING_S = 20.0  # for what it is writing by then; torchrun kills 30 s after its SIGTERM
 _CONNECT_S, _HELLO_S = 120.0, 10.0
 _LONGEST = 2**20  # bytes of a message
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
@@ -85,8 +87,9 @@ class Leader:
         self.stop_asked = False
         self._lines: list[_Line] = []
         self._closing = False
-        self._noticed = False  # by the main thread, which then ends this process in order
         self._loss = threading.Event()
+        self._noticed = threading.Event()  # by the main thread, which then ends this process in order
+        self._writing = threading.Lock()
         self._when_stuck: Callable[[], None] = lambda: None
 
     def welcome(self) -> None:
@@ -124,15 +127,21 @@ class Leader:
         self.lost = sentence
         self._loss.set()
         # A GPU that waits for a dead rank holds the main thread forever, beyond the reach of any signal.
-        timer = threading.Timer(GRACE_S, self._end_by_force)
-        timer.daemon = True
-        timer.start()
+        threading.Thread(target=self._end_by_force, name="end by force", daemon=True).start()
 
     def _end_by_force(self) -> None:
-        if not self._noticed:
-            self._when_stuck()
-            print(f"Failed: {self.lost}", file=sys.stderr, flush=True)
-            os._exit(1)
+        if self._noticed.wait(GRACE_S):
+            return
+        if self._writing.locked() and self._writing.acquire(timeout=WRITING_S) and self._noticed.wait(GRACE_S):
+            return  # the main thread was not stuck, but at work on a checkpoint, which is whole now
+        self._when_stuck()
+        print(f"Failed: {self.lost}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    @property
+    def writing(self) -> AbstractContextManager[Any]:
+        """Around what needs no other rank and should be finished even when one is lost, such as writing a file."""
+        return self._writing
 
     def when_stuck(self, write_down: Callable[[], None]) -> None:
         """What to do when a rank was lost and the main thread hangs, before this process is ended by force."""
@@ -140,7 +149,8 @@ class Leader:
 
     def lost_within(self, seconds: float) -> str:
         """The sentence for a lost rank, which may become known a moment after a failure that it caused."""
-        self._noticed = self._loss.wait(seconds)
+        if self._loss.wait(seconds):
+            self._noticed.set()
         return self.lost
 
     def order(self, what: str, **values: Any) -> None:
@@ -159,7 +169,8 @@ class Leader:
 
     def close(self) -> None:
         """Hang up. Ranks that were not told to end before are ended by it."""
-        self._closing = self._noticed = True
+        self._closing = True
+        self._noticed.set()
         for line in self._lines:
             line.close()
         self._server.close()

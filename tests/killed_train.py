@@ -59,14 +59,6 @@ class Moment:
         return f"{self.region}: {self.when} {self.operation} {self.nth}"
 
 
-def shrink_nano(set_attribute: Callable[[Any, str, Any], None]) -> None:
-    """Make nano one narrow layer in this process: all that is tested here is the same, and ten times quicker."""
-    import engine.config
-
-    small = engine.config.Preset(1, 2, 16, 256, 2e-3, "tests")
-    set_attribute(engine.config, "PRESETS", {**engine.config.PRESETS, "nano": small})
-
-
 def serve() -> None:
     """Fork a process for each request. Only loading is done here: no arithmetic, whose threads a fork would lose."""
     for name in ("cli.train", "evaluate", "generate", "step", "tokenizer", "train"):
@@ -226,5 +218,5 @@ def _half_folder(_: Any, folder: Path) -> None:
 if __name__ == "__main__":
     sys.path[0] = str(PROJECT)
     if "--small" in sys.argv:
-        shrink_nano(setattr)
+        importlib.import_module("tests.with_small_nano").shrink_nano(setattr)
     serve()

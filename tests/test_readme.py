@@ -19,7 +19,10 @@ README = (PROJECT / "README.md").read_text(encoding="utf-8")
 def test_the_python_example_runs(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("LAB_RUNS", str(tmp_path))
     [example] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    result = subprocess.run([sys.executable, "-c", example], cwd=PROJECT, capture_output=True, text=True, timeout=100)
+    small = "from tests.with_small_nano import shrink_nano\nshrink_nano(setattr)\n"
+    result = subprocess.run(
+        [sys.executable, "-c", small + example], cwd=PROJECT, capture_output=True, text=True, timeout=100
+    )
     assert result.returncode == 0, result.stderr
     assert "train_loss" in result.stdout
     assert "completed 10" in result.stdout

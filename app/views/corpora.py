@@ -4,6 +4,7 @@ import streamlit as st
 
 from app.widgets import corpus_view, corpus_work
 from app.widgets.add_corpus import add_corpus
+from app.widgets.corpus_deletion import deletion
 from app.widgets.corpus_table import corpus_table
 from app.widgets.formats import plain
 from app.widgets.guard import guard
@@ -83,6 +84,8 @@ def look_into(corpus: Corpus) -> None:
             if state.bytes <= QUICK and (state.job is None or state.job.state == "done"):
                 corpus_work.begin([corpus.name])  # done at once, so there is no need to ask
             corpus_view.untokenized(corpus)
+        if not state.is_busy:
+            deletion(corpus)
 
 
 st.title("Corpora", anchor=False)

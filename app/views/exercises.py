@@ -98,6 +98,10 @@ def _result(exercise: Exercise, setup: Setup, found: dict[str, Run]) -> None:
         plot(charts.loss_figure(curves, view), key=f"plot-{exercise.key}", height=300)
     if not said.table.empty:
         st.dataframe(said.table, placeholder=formats.DASH)
+        st.caption(
+            "Training loss is the median of the last tenth of the steps (five at least), tokens/s that of the second "
+            "half, memory the most."
+        )
     if said.text:
         st.success(f"{plain(said.text)} {plain(said.meaning)}", icon=":material/school:")
         if said.limits:

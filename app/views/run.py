@@ -2,14 +2,14 @@
 
 import streamlit as st
 
-from app.widgets import actions, formats, run_parts
+from app.widgets import actions, address, run_parts
 from app.widgets.formats import plain
 from app.widgets.live import run_view
 from app.widgets.playground import playground
 from app.widgets.run_checkpoints import checkpoints
 from app.widgets.run_exports import exports
 from app.widgets.run_lineage import lineage
-from app.widgets.snapshot import Snapshot, snapshot
+from app.widgets.snapshot import snapshot
 from engine.errors import RunError
 from engine.run import Run, load_run
 
@@ -29,14 +29,6 @@ def chosen_run() -> Run | None:
         return None
 
 
-def heading(shot: Snapshot) -> None:
-    """Which run it is, above every part but the overview, which begins with it."""
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.subheader(plain(shot.name), anchor=False, width="content")
-        run_parts.state_badge(shot.state)
-    st.caption(f"Run {shot.run.id} · started {formats.moment(shot.info.get('created'))}")
-
-
 st.title("Run", anchor=False)
 run = chosen_run()
 if run is None:
@@ -44,7 +36,9 @@ if run is None:
 else:
     if st.session_state.pop("reused", None):  # "Use these settings": the form is on the page Pretraining
         actions.show_run(run.id)
-    overview, *others = st.tabs(["Overview", *PARTS], on_change="rerun", key="part", bind="query-params")
+    names = ["Overview", *PARTS]
+    overview, *others = st.tabs(names, on_change="rerun", key=address.keep("part", "Overview", names))
+    address.tell()
     if overview.open:
         with overview:
             run_view(run)
@@ -52,5 +46,5 @@ else:
         if tab.open:
             with tab:
                 shot = snapshot(run)
-                heading(shot)
+                run_parts.heading(shot)
                 draw(shot)

@@ -14,7 +14,7 @@ from app.widgets.snapshot import Snapshot
 from engine import session
 from engine.branching import differences_that_matter
 from engine.checkpoint import Checkpoint
-from engine.config import label
+from engine.config import SETTINGS, TrainConfig, label
 from engine.errors import ConfigError, LabError
 from engine.start import plan_branch, shared_out
 
@@ -35,8 +35,8 @@ def _dialog(shot: Snapshot, checkpoints: list[Checkpoint]) -> None:
     by_step = {checkpoint.step: checkpoint for checkpoint in reversed(checkpoints)}
     step = st.selectbox("Checkpoint", list(by_step), format_func=lambda s: describe(by_step[s]), key="branch-step")
     changes = ask_changes(shot.run.config, key="branch")
+    st.caption(_stays(shot.run.config))
     if not changes:
-        st.caption("Choose settings to change above.")
         return
     problem = _preview(shot, step, changes)
     if st.button(
@@ -46,6 +46,12 @@ def _dialog(shot: Snapshot, checkpoints: list[Checkpoint]) -> None:
             actions.launch(lambda: session.branch(shot.run.id, step, changes))
         except LabError as error:
             st.error(plain(str(error)), icon=":material/error:")
+
+
+def _stays(config: TrainConfig) -> str:
+    """What a branch cannot change, and why."""
+    kept = [f"{label(n).lower()} {getattr(config, n)}" for n, f in SETTINGS.items() if f.metadata["architecture"]]
+    return plain(f"It keeps {', '.join(kept)}: they decide the shapes of the weights. For others, start a new run.")
 
 
 def describe(checkpoint: Checkpoint) -> str:

@@ -18,6 +18,7 @@ from app.widgets.run_charts import LOSS_MEANING, PANELS
 from engine.run import Run
 
 TICK_S = 2.0  # while a chosen run trains
+TABLES_S = 10.0  # the same for the tables: they take more to work out, and are read more slowly
 _LOSSES = {"both": ("train", "val"), "training": ("train",), "validation": ("val",)}
 _TABS = {
     "Results": comparison_tables.results,
@@ -28,11 +29,16 @@ _TABS = {
 
 
 def comparison(chosen: list[Run]) -> None:
-    """The chosen runs against each other; one alone is shown likewise."""
-    address.begin()
+    """The chosen runs against each other; one alone is shown likewise. All of it grows while one of them trains."""
     column, view = _controls()
     active = _are_active(chosen)
     st.fragment(_chart, run_every=TICK_S if active else None)(chosen, active, column, view)
+    st.fragment(_tables, run_every=TABLES_S if active else None)(chosen)
+
+
+@guard()
+def _tables(chosen: list[Run]) -> None:
+    """What stands below the curves; of a tick without news nothing is worked out anew."""
     runs = choice(chosen)
     tabs = st.tabs(list(_TABS), key=address.keep("table", next(iter(_TABS)), list(_TABS)), on_change="rerun")
     for tab, draw in zip(tabs, _TABS.values(), strict=True):
@@ -68,6 +74,7 @@ def _controls() -> tuple[str, View]:
         )
         log_x = st.toggle("Log x", key=address.keep("log_x", False))
         log_y = st.toggle("Log y", key=address.keep("log_y", False))
+    address.tell()
     return column, View(x, smoothing, log_x, log_y, parts)
 
 
@@ -87,7 +94,7 @@ def _are_active(runs: list[Run]) -> bool:
 def _chart(chosen: list[Run], was_active: bool, column: str, view: View) -> None:
     """The curves of all runs over each other; it grows while one of them trains."""
     if _are_active(chosen) != was_active:
-        st.rerun()  # the tables below are new too
+        st.rerun()  # the page says what can be done with them now
     runs = choice(chosen)
     rungs = shared_rungs(runs)
     meaning = LOSS_MEANING if column == "train_loss" else PANELS[column][3]

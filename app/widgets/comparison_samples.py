@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app.widgets import formats
+from app.widgets import address, formats
 from app.widgets.comparison_data import Choice
 from app.widgets.texts import texts
 from engine.run import Run
@@ -33,10 +33,9 @@ def samples(runs: Choice) -> None:
         step = st.select_slider(
             "Step, or the sample nearest to it",
             steps,
-            value=common,
             format_func=lambda step: f"{step:,}",
             width=420,
-            key=f"samples-step-{'-'.join(runs.ids)}",
+            key=address.keep("sample_step", common, steps),
             help=f"All of these runs have come to step {common:,}.",
         )
     st.html(_SIDE_BY_SIDE)

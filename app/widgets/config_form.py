@@ -14,10 +14,11 @@ from app.widgets.form_fields import ask_all, fill, is_untouched
 from app.widgets.form_outlook import outlook
 from app.widgets.form_shortcuts import last_settings, shortcuts
 from app.widgets.guard import guard
+from app.widgets.machine import machine
 from engine import session
 from engine.config import SETTINGS, TrainConfig, command, differences, flag, from_dict, label
 from engine.errors import ConfigError, Problem
-from engine.plan import Plan
+from engine.plan import Plan, cautions
 from engine.start import plan_run
 
 
@@ -42,7 +43,8 @@ def config_form() -> None:
             get_ready(waiting)
         else:
             _show_choices(plan, config, spots)
-            outlook(plan)
+            _show_cautions(cautions(plan, machine().threads), spots)
+            outlook(plan, config)
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button("Start", type="primary", icon=":material/play_arrow:", disabled=plan is None, key="start"):
             actions.launch(lambda: session.start(config))
@@ -63,6 +65,16 @@ def _show_problems(problems: list[Problem], spots: Mapping[str, Any]) -> None:
     names = dict.fromkeys(label(p.field) for p in problems if p.field in spots)
     summary = f"This run cannot start yet{': see ' + ', '.join(names) if names else ''}."
     st.error(summary + "".join(hidden), icon=":material/error:")
+
+
+def _show_cautions(found: list[Problem], spots: Mapping[str, Any]) -> None:
+    """Each beside its field, or below the fields when it is out of sight."""
+    for caution in found:
+        message = formats.plain(_in_words_of_the_form(caution.message))
+        if caution.field in spots:
+            spots[caution.field].markdown(f":small[:orange[{message}]]")
+        else:
+            st.warning(f"{label(caution.field)}: {message}", icon=":material/warning:")
 
 
 def _in_words_of_the_form(message: str) -> str:

@@ -1,64 +1,126 @@
-"""Files that a page offers: made when they are asked for, and no larger than a browser and this process can bear."""
+"""Files that a page offers: made when they are asked for, and sent from disk, so that their size does not matter.
+
+Streamlit's own button keeps a file in memory until its page is closed, and says of one that cannot be made only that it
+cannot. Here the page makes the file, says why it could not, or tells the browser an address to save it from, once.
+"""
 
 from __future__ import annotations
 
+import secrets
+import shutil
 import tempfile
+import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import streamlit as st
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
 
-from app.widgets import formats
+from app.widgets.formats import plain
+from app.widgets.guard import guard
+from engine.errors import LabError, storage_sentence
 
-MOST_BYTES = 400 * 2**20  # of one download: Streamlit holds it in memory until the page is closed
+KEPT_S = 600.0  # a file that no browser came for is deleted after this time, when another one is made
+_JS = Path(__file__).with_name("downloads.js").read_text(encoding="utf-8")
 
 
-def download(
-    label: str,
-    file_name: str,
-    write: Callable[[Path], object],
-    *,
-    size: int = 0,
-    command: str = "",
-    help: str | None = None,
-    disabled: bool = False,
-) -> None:
-    """A button for a file.
+@dataclass(frozen=True)
+class Download:
+    """A file on offer.
 
-    Args:
-        label: of the button.
+    Attributes:
+        label: of its button.
         file_name: that the browser suggests.
         write: makes the file at the path it is given, once the button is pressed.
-        size: of the file in bytes, as far as it is known before.
-        command: what makes the same file in a terminal, for those that are too large.
         help: what the file is.
         disabled: there is nothing to download now.
     """
-    if size > MOST_BYTES:
-        disabled = True
-        help = (
-            f"It has {formats.size(size)}; through the browser go {formats.size(MOST_BYTES)}. "
-            f"In a terminal: `{command}`"
-        )
-    st.download_button(
-        label,
-        lambda: _content(write),
-        file_name,
-        mime="application/octet-stream",
-        key=f"download-{label}-{file_name}",
-        icon=":material/download:",
-        on_click="ignore",
-        help=help,
-        disabled=disabled,
-    )
+
+    label: str
+    file_name: str
+    write: Callable[[Path], object]
+    help: str | None = None
+    disabled: bool = False
 
 
-def _content(write: Callable[[Path], object]) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="lab-download-") as folder:
-        path = Path(folder) / "file"
-        write(path)
-        return path.read_bytes()
+@st.fragment
+@guard()
+def downloads(offered: Sequence[Download]) -> None:
+    """A button for each file, in a row; below it what is wrong with the one that was asked for."""
+    wanted = None
+    with st.container(horizontal=True):
+        for file in offered:
+            key = f"download-{file.label}-{file.file_name}"
+            if st.button(
+                file.label, icon=":material/download:", key=key, help=file.help, disabled=file.disabled, width="content"
+            ):
+                wanted = file
+    if wanted is not None:
+        _send(wanted)
+
+
+def _send(file: Download) -> None:
+    """Make it, and let the browser save it."""
+    try:
+        with st.spinner(f"Writing {plain(file.file_name)} …"):
+            address = _make(file)
+    except OSError as error:
+        place = Path(error.filename or tempfile.gettempdir())
+        return _refuse(file, storage_sentence(error, place))
+    except LabError as error:
+        return _refuse(file, str(error))
+    component = st.components.v2.component("lab_download", html='<i class="lab-download" hidden></i>', js=_JS)
+    component(key="download-now", data=address)
+
+
+def _refuse(file: Download, why: str) -> None:
+    st.error(f"{plain(file.file_name)} could not be made. {plain(why)}", icon=":material/error:")
+
+
+@dataclass(frozen=True)
+class _Made:
+    path: Path
+    name: str
+    time: float
+
+    def delete(self) -> None:
+        shutil.rmtree(self.path.parent, ignore_errors=True)
+
+
+_made: dict[str, _Made] = {}  # by the secret part of their address
+
+
+def _make(file: Download) -> str:
+    """Write it to a temporary folder; returns the address that gives it out, once."""
+    for token, old in list(_made.items()):
+        if time.monotonic() - old.time > KEPT_S and _made.pop(token, None):
+            old.delete()
+    made = _Made(Path(tempfile.mkdtemp(prefix="lab-download-")) / "file", file.file_name, time.monotonic())
+    try:
+        file.write(made.path)
+    except BaseException:  # also Streamlit's, when the page is left meanwhile
+        made.delete()
+        raise
+    token = secrets.token_urlsafe(16)
+    _made[token] = made
+    return f"lab/file/{token}"
+
+
+def answer(request: Request) -> Response:
+    """The file, which is deleted once it was sent; 404 when there is none, or it was sent before."""
+    made = _made.pop(request.path_params["token"], None)
+    if made is None:
+        return Response("This file was downloaded already, or not in time. Ask for it once more.", status_code=404)
+    sent = BackgroundTask(made.delete)
+    return FileResponse(made.path, filename=made.name, media_type="application/octet-stream", background=sent)
+
+
+ROUTE = Route("/lab/file/{token}", answer)
 
 
 def zipped(fill: Callable[[Path], object]) -> Callable[[Path], None]:

@@ -21,7 +21,8 @@ def fill(values: Mapping[str, Any]) -> None:
     """Put settings into the fields; those not named get their defaults. Call it before the fields are drawn."""
     for name, default in DEFAULTS.items():
         value = values.get(name, default)
-        fits = type(value) is type(default) or (isinstance(default, float) and isinstance(value, int))
+        whole = type(value) is int and abs(value) < 2**53
+        fits = type(value) is type(default) or (isinstance(default, float) and whole)
         st.session_state[f"setting-{name}"] = type(default)(value) if fits else default
 
 

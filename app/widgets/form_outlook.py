@@ -11,6 +11,7 @@ from app.widgets.form_fields import change as change_fields
 from app.widgets.formats import plain
 from app.widgets.machine import machine
 from app.widgets.plot import plot
+from engine.config import TrainConfig
 from engine.environment import GIB, has_bf16
 from engine.errors import LabError
 from engine.fit import what_would_fit
@@ -22,11 +23,15 @@ from engine.run import list_runs
 _ASKED_RUNS = 50  # newest runs whose pace is looked at
 
 
-def outlook(plan: Plan) -> None:
-    """The run in numbers."""
+def outlook(plan: Plan, asked: TrainConfig) -> None:
+    """The run in numbers.
+
+    Args:
+        asked: the settings that the plan was made from, where `auto` is still open.
+    """
     _size(plan)
     _time(plan)
-    _memory(plan)
+    _memory(plan, asked)
 
 
 def _size(plan: Plan) -> None:
@@ -69,7 +74,7 @@ def _time(plan: Plan) -> None:
                 st.rerun(scope="fragment")
 
 
-def _memory(plan: Plan) -> None:
+def _memory(plan: Plan, asked: TrainConfig) -> None:
     here = machine()
     device = plan.config.device
     limit = (here.memory_gib if device == "cpu" else here.device_memory_gib) * GIB
@@ -86,6 +91,16 @@ def _memory(plan: Plan) -> None:
     )
     if estimate.total > limit:
         _what_would_fit(plan, device, estimate.total, limit)
+    if device == "cpu":
+        _on_a_card(asked)
+
+
+def _on_a_card(asked: TrainConfig) -> None:
+    """What a GPU would need for it, which is not what the process here does."""
+    needed = estimate_memory(asked, "cuda").total
+    card = next((size for size in CARDS if needed <= size * 10**9), None)
+    fits = f"a card of {card} GB would do" if card else "none of the common cards would do"
+    st.caption(f"On a GPU it would need about {formats.size(needed)}, an estimate: {fits}.")
 
 
 def _what_would_fit(plan: Plan, device: str, needed: int, limit: float) -> None:

@@ -23,8 +23,9 @@ from engine.run import Run
 def run_view(run: Run) -> None:
     """Everything about a run. While it goes on, the browser asks for numbers and curves: see `feed`."""
     shot = snapshot(run)
-    _header(shot)
-    _controls(shot)
+    run_parts.heading(shot)
+    if not shot.is_damaged:
+        _controls(shot)
     _outcome(shot)
     status = st.container()
     view = view_controls("live")
@@ -46,13 +47,6 @@ def _parts(shot: Snapshot) -> None:
         if tab.open:
             with tab:
                 draw(shot)
-
-
-def _header(shot: Snapshot) -> None:
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.subheader(formats.plain(shot.name), anchor=False, width="content")
-        run_parts.state_badge(shot.state)
-    st.caption(f"Run {shot.run.id} · started {formats.moment(shot.info.get('created'))}")
 
 
 def _controls(shot: Snapshot) -> None:
@@ -134,7 +128,13 @@ def _outcome(shot: Snapshot) -> None:
         ahead = f"{'*Branch* from a checkpoint' if has_checkpoint else 'Start a new run'} with a lower learning rate."
     elif shot.resume_step is not None:
         ahead = f"*Resume* continues from step {shot.resume_step:,}."
-    if shot.state == "failed":
+    if shot.is_damaged:
+        st.error(
+            "The run.json of this run is missing or damaged, so its settings and its state are not known. Put it back "
+            "from a backup, or delete the run on the Runs page. What else its folder holds is shown here.",
+            icon=":material/broken_image:",
+        )
+    elif shot.state == "failed":
         reason = str(shot.info.get("error") or "The run failed and left no reason.")
         st.error(f"{formats.plain(reason)}  \n{ahead}", icon=":material/error:")
         would_fit.after_failure(shot)
@@ -145,7 +145,8 @@ def _outcome(shot: Snapshot) -> None:
             icon=":material/power_off:",
         )
     for problem in shot.problems:
-        st.caption(f":material/warning: {formats.plain(problem)}")
+        if not (shot.is_damaged and problem.startswith("run.json")):  # told above
+            st.caption(f":material/warning: {formats.plain(problem)}")
 
 
 def view_controls(key: str) -> View:

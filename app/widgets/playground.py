@@ -40,8 +40,9 @@ def playground(shot: Snapshot) -> None:
     length, how = _settings(config.sample_temperature, config.sample_top_k)
     if active_runs():
         st.caption(":material/speed: A run is being trained on this machine. Generating takes time from it.")
-    st.code(_command(shot.run.id, chosen.step, prompt, length, how), language="bash", wrap_lines=True)
     _start(shot, chosen, prompt, length, how)
+    st.caption("The same text in a terminal:")
+    st.code(_command(shot.run.id, chosen.step, prompt, length, how), language="bash", wrap_lines=True)
 
 
 def _settings(temperature: float, top_k: int) -> tuple[int, dict[str, Any]]:

@@ -8,7 +8,7 @@ import streamlit as st
 
 from app.widgets import actions, formats, run_parts
 from app.widgets.branch import branch_button, describe
-from app.widgets.downloads import download, zipped
+from app.widgets.downloads import Download, downloads, zipped
 from app.widgets.formats import plain
 from app.widgets.guard import guard
 from app.widgets.snapshot import Snapshot
@@ -37,8 +37,7 @@ def checkpoints(shot: Snapshot) -> None:
     if checked:
         _verify(chosen)
     if not chosen.problem:
-        with st.container(horizontal=True):
-            _downloads(shot, chosen)
+        downloads(_files(shot, chosen))
 
 
 def choose(found: list[Checkpoint], *, key: str) -> Checkpoint:
@@ -84,36 +83,32 @@ def _verify(chosen: Checkpoint) -> None:
     )
 
 
-def _downloads(shot: Snapshot, chosen: Checkpoint) -> None:
-    run, at = shot.run, f"{shot.run.id}@{chosen.step}"
+def _files(shot: Snapshot, chosen: Checkpoint) -> list[Download]:
+    """What can be taken along of a checkpoint."""
+    run = shot.run
     weights = chosen.path / "model.safetensors"
-    size = weights.stat().st_size if weights.exists() else 0
+    size = formats.size(weights.stat().st_size if weights.exists() else 0)
     name = f"{run.id}-step-{chosen.step:06d}"
-    hf = f"python -m engine.export {at} --to hf DIR"
-    download(
-        "Weights (.safetensors)",
-        f"{name}.safetensors",
-        lambda path: shutil.copyfile(weights, path),
-        size=size,
-        command=hf,
-        help=f"The model's weights in fp32, {formats.size(size)}.",
-    )
-    download(
-        "Archive with this checkpoint (.zip)",
-        f"{name}.zip",
-        lambda path: write_archive(run, path, [chosen.step]),
-        size=chosen.bytes,
-        command=f"python -m engine.export {at} --to archive FILE",
-        help=f"The run with this checkpoint alone, for another lab: about {formats.size(chosen.bytes)}.",
-    )
-    download(
-        "Hugging Face folder (.zip)",
-        f"{name}-hf.zip",
-        zipped(lambda folder: write_hf(run.id, chosen.step, folder)),
-        size=size,
-        command=hf,
-        help=f"A GPT-2 model that transformers loads, {formats.size(size)}.",
-    )
+    return [
+        Download(
+            "Weights (.safetensors)",
+            f"{name}.safetensors",
+            lambda path: shutil.copyfile(weights, path),
+            help=f"The model's weights in fp32, {size}.",
+        ),
+        Download(
+            "Archive with this checkpoint (.zip)",
+            f"{name}.zip",
+            lambda path: write_archive(run, path, [chosen.step]),
+            help=f"The run with this checkpoint alone, for another lab: about {formats.size(chosen.bytes)}.",
+        ),
+        Download(
+            "Hugging Face folder (.zip)",
+            f"{name}-hf.zip",
+            zipped(lambda folder: write_hf(run.id, chosen.step, folder)),
+            help=f"A GPT-2 model that transformers loads, {size}.",
+        ),
+    ]
 
 
 @st.dialog("Delete a checkpoint")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
+from app.widgets import address
 from engine.config import PRESETS
 from engine.library import Summary
 from engine.run import STATES
@@ -53,7 +54,7 @@ def run_filters(runs: Sequence[Summary]) -> Filters:
         search = st.text_input(
             "Search",
             type="search",
-            key=_KEYS[0],
+            key=address.keep(_KEYS[0], ""),
             live="100ms",
             placeholder="Name, note, tag …",
             help="Shows runs that have every word in their name, id, note, tags or corpus.",
@@ -64,11 +65,13 @@ def run_filters(runs: Sequence[Summary]) -> Filters:
         presets = _one_of("Preset", _KEYS[2], list(PRESETS))
         corpora = _one_of("Corpus", _KEYS[3], sorted({run.corpus for run in runs if run.corpus}))
         tags = _one_of("Tag", _KEYS[4], all_tags(runs))
+    address.tell()
     return Filters(tuple((search or "").casefold().split()), *map(tuple, (states, presets, corpora, tags)))
 
 
 def _one_of(name: str, key: str, options: list[str]) -> list[str]:
-    gone = [value for value in st.session_state.get(key) or [] if value not in options]  # of a run deleted since
+    address.keep(key, [], options)
+    gone = [value for value in st.session_state[key] if value not in options]  # of a run deleted since
     return st.multiselect(name, options + gone, key=key, placeholder="any", persist_state="session")
 
 

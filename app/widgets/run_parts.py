@@ -23,6 +23,7 @@ STATES = {  # state -> colour, icon
     "completed": ("blue", ":material/check:"),
     "failed": ("red", ":material/error:"),
     "interrupted": ("orange", ":material/power_off:"),
+    "damaged": ("red", ":material/broken_image:"),
 }
 
 
@@ -30,6 +31,14 @@ def state_badge(state: str) -> None:
     """The state in its colour."""
     colour, icon = STATES[state]
     st.badge(state, color=colour, icon=icon)
+
+
+def heading(shot: Snapshot) -> None:
+    """Which run it is, how it stands, and since when."""
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.subheader(formats.plain(shot.name), anchor=False, width="content")
+        state_badge("damaged" if shot.is_damaged else shot.state)
+    st.caption(f"Run {shot.run.id} · started {formats.moment(shot.info.get('created'))}")
 
 
 def samples(shot: Snapshot) -> None:

@@ -55,7 +55,7 @@ def table_of(runs: Sequence[Summary]) -> pd.DataFrame:
     table = pd.DataFrame([row(run) for run in runs])
     for column in _NUMBERS:
         table[column] = pd.to_numeric(table[column], errors="coerce")  # also where none was measured
-    table["training time"] = pd.to_timedelta(table["training time"].clip(upper=_LONGEST_S), unit="s")
+    table["training time"] = pd.to_timedelta(table["training time"].clip(upper=_LONGEST_S).round(), unit="s")
     table["started"] = pd.to_datetime(table["started"], errors="coerce")
     return table if any(run.problem for run in runs) else table.drop(columns="problem")
 
@@ -80,7 +80,7 @@ def run_table(runs: Sequence[Summary], chosen: Collection[str]) -> list[str]:
         placeholder=formats.DASH,
         alt="Runs",
         column_config={
-            STAR: st.column_config.TextColumn(width=36, pinned=True, help="Starred runs come first."),
+            STAR: st.column_config.TextColumn(width=36, pinned=True, help="Starred runs come first among the newest."),
             "name": st.column_config.TextColumn(width="medium", pinned=True),
             "problem": st.column_config.TextColumn(width="large"),
             **{name: st.column_config.NumberColumn(format="localized") for name in _COUNTS},

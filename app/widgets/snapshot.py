@@ -38,6 +38,11 @@ class Snapshot:
         return self.state in ACTIVE_STATES
 
     @property
+    def is_damaged(self) -> bool:
+        """Whether run.json is missing or no run's, so that nobody knows settings and state."""
+        return not isinstance(self.info.get("config"), dict)
+
+    @property
     def outline(self) -> tuple[Any, ...]:
         """What stands around numbers and curves: state, name, log and samples. It changes now and then."""
         _locked, _run, _labels, events, _metrics, samples = self.signature

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.config import SETTINGS, flag
-from engine.errors import ConfigError, LabError
+from engine.errors import ConfigError, LabError, Problem
 
 DONE, FAILED, USAGE = 0, 1, 2
 
@@ -58,6 +58,18 @@ def _reader(name: str) -> Callable[[str], Any]:
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings that were named on the command line."""
     return {name: value for name, value in vars(arguments).items() if name in SETTINGS}
+
+
+def run_and_step(text: str) -> tuple[str, int | None]:
+    """Read RUN or RUN@STEP; the step is None when there is no @.
+
+    Raises:
+        ConfigError: what follows the @ is not a step.
+    """
+    run_id, at, step = text.partition("@")
+    if at and not (step.isdecimal() and step.isascii() and len(step) <= 12):
+        raise ConfigError([Problem("RUN@STEP", f"{step!r} is not a step; write RUN@STEP, such as {run_id}@400.")])
+    return run_id, int(step) if at else None
 
 
 def run_command(command: Callable[[], int]) -> int:

@@ -93,8 +93,10 @@ def _print(config: TrainConfig, estimate: Breakdown, limit: float, changes: list
     print(f"{config.config} on {config.device}, an estimate:")
     for name, size in estimate.gib.items():
         print(f"  {name:<12} {size:8.3f} GiB")
-    fitting = [f"{size} GB" for size in CARDS if estimate.total <= size * 1e9]
-    print(f"Fits into cards of: {', '.join(fitting) or 'none of the common sizes'}.")
+    on_gpu = estimate_memory(config, "cuda") if config.device == "cpu" else estimate
+    fitting = [f"{size} GB" for size in CARDS if on_gpu.total <= size * 1e9]
+    needs = f"On a GPU it would need {on_gpu.total / GIB:.3f} GiB, an estimate. " if config.device == "cpu" else ""
+    print(f"{needs}Fits into cards of: {', '.join(fitting) or 'none of the common sizes'}.")
     if estimate.total <= limit:
         print(f"It fits into the {limit / GIB:.2f} GiB there are.")
         return

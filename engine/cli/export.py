@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from engine.cli.common import DONE, run_command
+from engine.cli.common import DONE, run_and_step, run_command
 from engine.errors import ConfigError, Problem, RunError, storage_sentence
 from engine.files import fsync_folder, write_atomic
 from engine.metrics import METRICS, SAMPLES
@@ -42,9 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
-    run_id, at, step = options.run.partition("@")
-    if at and not (step.isdecimal() and step.isascii()):
-        raise ConfigError([Problem("RUN@STEP", f"{step!r} is not a step; write RUN@STEP, such as {run_id}@400.")])
+    run_id, step = run_and_step(options.run)
+    at = step is not None
     if at and options.to not in ("hf", "archive"):
         raise ConfigError([Problem("RUN@STEP", f"{options.to} takes the whole run; leave @{step} out.")])
     if options.no_checkpoints and (at or options.to != "archive"):
@@ -56,11 +55,11 @@ def _main(options: argparse.Namespace) -> int:
             write_atomic(target, lambda path: _write_metrics(run, options.to, path))
         elif options.to == "archive":
             _check_new(target)
-            steps = () if options.no_checkpoints else (int(step),) if at else None
+            steps = () if options.no_checkpoints else None if step is None else (step,)
             write_atomic(target, lambda path: _write_archive(run, path, steps))
         else:
             _check_new(target, folder=True)
-            _write_folder(target, lambda folder: _fill(run, options.to, int(step) if step else None, folder))
+            _write_folder(target, lambda folder: _fill(run, options.to, step, folder))
     except OSError as error:
         raise RunError(storage_sentence(error, target)) from error
     for sentence in [] if options.to == "hf" else _unread(run):

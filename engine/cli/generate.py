@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from engine.cli.common import DONE, run_command
+from engine.cli.common import DONE, run_and_step, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,11 +40,9 @@ def _main(options: argparse.Namespace) -> int:
         check_sampling(options.length, options.temperature, options.top_k, options.seed, options.top_p)
     except ConfigError as error:
         raise ConfigError([Problem(flag(p.field), p.message) for p in error.problems]) from error
-    run_id, _, step = options.run.partition("@")
-    if step and not step.isdecimal():
-        raise ConfigError([Problem("RUN@STEP", f"{step!r} is not a step; write RUN@STEP, such as {run_id}@400.")])
+    run_id, step = run_and_step(options.run)
     prompt = load_run(run_id).config.sample_prompt if options.prompt is None else options.prompt
-    model = load_model(run_id, int(step) if step else None)
+    model = load_model(run_id, step)
     show = showable if sys.stdout.isatty() else str  # a model may say what steers a terminal
     print(show(prompt), end="", flush=True)
     how = dict(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)

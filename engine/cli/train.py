@@ -14,12 +14,14 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from engine.cli.common import DONE, FAILED, add_setting_flags, duration, given_settings, run_command
+from engine.cli.common import DONE, FAILED, add_setting_flags, duration, given_settings, run_and_step, run_command
 from engine.cli.progress import Bars
 from engine.config import TrainConfig, flag
 from engine.control import Control
 from engine.corpora.progress import Progress
+from engine.environment import default_threads
 from engine.errors import ConfigError, CorpusError, DivergedError, LabError, Problem
+from engine.plan import cautions
 from engine.run import ActiveRun, Event, Run
 from engine.start import branch_run, new_run, read_settings, resume_run, tokenize
 from engine.world import ALONE, World, this_world
@@ -124,11 +126,8 @@ def _open(options: argparse.Namespace, world: World) -> ActiveRun:
             raise ConfigError([Problem("--resume", message)])
         return resume_run(options.resume, world)
     if options.branch is not None:
-        run_id, _, step = options.branch.partition("@")
-        if step and not step.isdecimal():
-            raise ConfigError([Problem("--branch", f"{step!r} is not a step; write RUN@STEP, such as {run_id}@400.")])
-        at = int(step) if step else None
-        return branch_run(run_id, at, settings, name=options.name, notes=options.notes, world=world)
+        run_id, step = run_and_step(options.branch)
+        return branch_run(run_id, step, settings, name=options.name, notes=options.notes, world=world)
     config = read_settings(settings)
     _tokenize(config)
     return new_run(config, name=options.name, notes=options.notes, world=world)
@@ -237,6 +236,8 @@ class _TextReport(_Report):
             f"{config.precision} on {config.device}{together}",
             flush=True,
         )
+        for caution in cautions(self.plan, default_threads()):
+            print(f"{flag(caution.field)}: {caution.message}", file=sys.stderr)
         self.bar = tqdm(
             total=self.total_steps,
             initial=self.first_step,

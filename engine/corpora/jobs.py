@@ -128,6 +128,11 @@ def cancel(name: str) -> None:
             _cancel_file(name).touch()
 
 
+def forget(name: str) -> None:
+    """Forget the newest job on a corpus, whose lock the caller holds."""
+    (_folder() / f"{name}.json").unlink(missing_ok=True)
+
+
 def run(name: str, kind: str, work: Callable[[Progress], None], tell: Callable[[Stage], None] | None = None) -> None:
     """Do `work` as the job on a corpus; a job of another process on it is waited for first.
 

@@ -137,10 +137,11 @@ def _read_manifest(cache: Path, corpus: Corpus) -> dict[str, Any] | None:
         return None
     if manifest.get("mode") != corpus.mode or any(type(manifest.get(f)) is not kind for f, kind in _FIELDS.items()):
         return None
-    return manifest if manifest["tokens"] > 0 and _is_tokens_file(corpus, manifest["tokens_file"]) else None
+    return manifest if manifest["tokens"] > 0 and is_tokens_file(corpus, manifest["tokens_file"]) else None
 
 
-def _is_tokens_file(corpus: Corpus, name: str) -> bool:
+def is_tokens_file(corpus: Corpus, name: str) -> bool:
+    """Whether it is the name of a file with this corpus's tokens."""
     return re.fullmatch(re.escape(corpus.name) + r"-[0-9a-f]{16}\.uint16", name) is not None
 
 
@@ -229,6 +230,6 @@ def _build(cache: Path, corpus: Corpus, progress: Progress) -> TokenizedCorpus:
         tokens.unlink(missing_ok=True)  # nobody would find them, and a full disk needs the room
         raise
     for old in cache.glob("*.uint16"):
-        if old != tokens and _is_tokens_file(corpus, old.name):
+        if old != tokens and is_tokens_file(corpus, old.name):
             old.unlink(missing_ok=True)  # whoever has it mapped keeps reading it
     return _tokenized(corpus, np.memmap(tokens, dtype=np.uint16, mode="r"), facts)

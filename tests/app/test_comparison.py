@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -238,6 +239,30 @@ def test_samples_side_by_side_at_the_nearest_step(runs: list[str]) -> None:
     assert shown[0]["text"] == " <b>*not*</b> Markdown"
 
 
+def test_the_step_of_the_samples_is_in_the_address_once_it_is_chosen(runs: list[str], make_run: Make) -> None:
+    page = show(*runs, table="Samples")
+    assert page.select_slider(key="sample_step").value == 30 and "sample_step" not in page.query_params
+    page.select_slider(key="sample_step").set_value(60).run()
+    assert page.query_params["sample_step"] == "60"
+    assert show(*runs, table="Samples", sample_step="100").select_slider(key="sample_step").value == 100
+    for odd in ("55", "<b>", ""):
+        assert show(*runs, table="Samples", sample_step=odd).select_slider(key="sample_step").value == 30
+
+
+def test_a_step_that_nobody_chose_goes_on_with_the_runs(runs: list[str], make_run: Make) -> None:
+    page = show(A, B, table="Samples")
+    assert page.select_slider(key="sample_step").value == 30
+    table = pq.read_table(load_run(A).folder / "samples.parquet")  # B trains on and writes a text at 100 too
+    pq.write_table(table, load_run(B).folder / "samples.parquet")
+    table = table.set_column(0, "step", pa.array([200], table.schema.field("step").type))
+    pq.write_table(
+        pa.concat_tables([pq.read_table(load_run(A).folder / "samples.parquet"), table]),
+        load_run(A).folder / "samples.parquet",
+    )
+    page.run()
+    assert page.select_slider(key="sample_step").value == 100 and "sample_step" not in page.query_params
+
+
 def test_the_address_keeps_the_view(runs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, View]] = []
 
@@ -292,7 +317,7 @@ def test_a_run_in_training_is_followed_and_a_finished_one_is_not(
         show(*runs)
     finally:
         lock.release()
-    assert every == [None, comparison.TICK_S]
+    assert every == [None, None, comparison.TICK_S, comparison.TABLES_S]  # the chart, and what stands below it
 
 
 def test_rungs_are_shown_when_all_share_their_texts(runs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,9 +344,9 @@ def test_many_rows_are_redrawn_quickly_and_nothing_piles_up(folders: Path) -> No
     ids = write_runs(folders / "runs", 3, 200_000)
     took, held = [], []
     for address in views(12):
-        began = time.perf_counter()
+        began = time.process_time()
         show(*ids, **address)
-        took.append(time.perf_counter() - began)
+        took.append(time.process_time() - began)
         held.append(memory_mib())
-    assert sorted(took)[len(took) // 2] < 1.0
+    assert sorted(took)[len(took) // 2] < 0.5
     assert held[-1] - held[5] < 50

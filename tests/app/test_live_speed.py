@@ -1,12 +1,11 @@
-"""What a live view of 100,000 steps costs the server: a redraw of all charts, and a tick without news.
+"""What a live view of 100,000 steps costs the server: opening its page, a redraw of all charts, a tick without news.
 
-The lab aims at 150 ms and 5 ms. A test may run on a busy machine: it takes the median, and allows three times as much.
+The lab aims at 150 ms and 5 ms. A test may run on a busy machine: the best of several times is held to it.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +14,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response
+from streamlit.navigation.page import StreamlitPage
+from streamlit.testing.v1 import AppTest
 
 from app.widgets import feed
 from app.widgets.charts import View
@@ -23,7 +24,7 @@ from engine.run import ActiveRun
 from tests.written_run import log_steps, written_run
 
 STEPS = 100_000
-REDRAW_MS, QUIET_MS, BUSY = 150, 5, 3
+REDRAW_MS, QUIET_MS = 150, 5
 
 
 @pytest.fixture
@@ -55,14 +56,14 @@ class Page:
 
 
 def milliseconds(ask: Callable[[], Any], before: Callable[[], Any], times: int = 9) -> float:
-    """The median time that `ask` takes, `before` done each time."""
+    """The shortest time that `ask` takes, `before` done each time."""
     took = []
     for _ in range(times):
         before()
         began = time.perf_counter()
         ask()
         took.append(1000 * (time.perf_counter() - began))
-    return statistics.median(took)
+    return min(took)
 
 
 def test_a_redraw_and_a_quiet_tick_are_quick(run: ActiveRun, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,9 +79,34 @@ def test_a_redraw_and_a_quiet_tick_are_quick(run: ActiveRun, capsys: pytest.Capt
     quiet = milliseconds(lambda: _expect(page, 204), lambda: None)
     with capsys.disabled():
         print(f"\n{STEPS:,} steps: redraw {redraw:.0f} ms, numbers {numbers:.0f} ms, quiet tick {quiet:.1f} ms")
-    assert redraw < BUSY * REDRAW_MS and numbers < BUSY * REDRAW_MS and quiet < BUSY * QUIET_MS
+    assert redraw < REDRAW_MS and numbers < REDRAW_MS and quiet < QUIET_MS
 
 
 def _expect(page: Page, status: int, charts: bool = False, age_s: float = 60.0) -> None:
     answer, news = page.ask(age_s)
     assert answer.status_code == status and ("charts" in news) == charts
+
+
+def test_opening_the_page_is_quick(
+    run: ActiveRun,
+    open_page: Callable[..., AppTest],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    took: list[float] = []
+    draw = StreamlitPage.run
+
+    def timed(page: StreamlitPage) -> None:
+        began = time.perf_counter()
+        draw(page)
+        took.append(1000 * (time.perf_counter() - began))
+
+    monkeypatch.setattr(StreamlitPage, "run", timed)
+    for more in range(4):
+        log_steps(run, STEPS + 300 * more + 1, STEPS + 300 * more + 300)  # so that all is read and drawn anew
+        page = open_page("pretraining", run=run.id)
+        assert not page.exception and "plots" in str(page.session_state)
+    opening = min(took)
+    with capsys.disabled():
+        print(f"\n{STEPS:,} steps: the page {opening:.0f} ms")
+    assert opening < REDRAW_MS

@@ -13,6 +13,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from app.widgets.formats import plain
+from app.widgets.machine import machine
 from engine import session
 from engine.checkpoint import FILES, FORMAT
 from engine.config import SETTINGS, TrainConfig
@@ -273,6 +274,11 @@ def test_the_form_estimates_memory_and_time_and_says_its_command(open_page: Open
     page = open_page("pretraining")
     shown = texts(page)
     assert "python -m engine.train" in shown and "no run like it on this device yet" in shown
+    assert "On a GPU it would need about" in shown or machine().device != "cpu"
+    page.session_state["setting-warmup_steps"] = 5000  # out of sight, and no mistake
+    page.run()
+    assert "Warmup steps: The run ends after 14 steps, in the warm-up" in texts(page).replace("\\", "")
+    assert not page.button(key="start").disabled
     page.button(key="recipe-1").click().run()  # fits a small GPU: nano does already
     expect_sound(page)
     page.number_input(key="setting-batch_size").set_value(2).run()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import errno
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 from streamlit.testing.v1 import AppTest
 
+from app.widgets import downloads
 from app.widgets.downloads import zipped
 from engine import session
 from engine.checkpoint import Contents, save
@@ -67,7 +71,11 @@ def test_a_damaged_run_harms_no_part(content: str, part: str, open_part: Any, ma
     (folder / "run.json").write_text(content)
     (folder / "metrics.parquet").write_bytes(b"PAR1 and no more")
     (folder / "checkpoints" / "step-000020" / "manifest.json").write_text("{")
-    expect_sound(open_part(PARENT, part))
+    page = open_part(PARENT, part)
+    expect_sound(page)
+    assert "damaged]" in texts(page) and "ended without a word" not in texts(page)
+    if part == "Overview":
+        assert "not known" in page.error[0].value and "Use these settings" not in labels(page)
 
 
 def test_checkpoints_are_listed_and_the_newest_is_chosen(open_part: Any, make_run: Make) -> None:
@@ -79,8 +87,7 @@ def test_checkpoints_are_listed_and_the_newest_is_chosen(open_part: Any, make_ru
     [box] = page.selectbox
     assert box.value == 20 and "validation loss 6.500" in box.options[0]
     assert {"Continue from here", "Branch …", "Verify", "Delete …"} <= set(labels(page))
-    downloads = [d.proto.label for d in page.get("download_button")]
-    assert len(downloads) == 3 and downloads[0].startswith("Weights")
+    assert {"Weights (.safetensors)", "Archive with this checkpoint (.zip)"} <= set(labels(page))
 
 
 def test_verify_reads_the_bytes(open_part: Any, make_run: Make) -> None:
@@ -162,19 +169,38 @@ def test_a_lineage_without_end_and_one_that_was_not_imported(open_part: Any, mak
     assert "Imported on 22 Nov 2026" in texts(page)
 
 
-def test_what_is_too_large_for_the_browser_says_its_command(open_part: Any, make_run: Make) -> None:
+def test_a_file_that_cannot_be_made_says_why(
+    open_part: Any, make_run: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     folder = make_run(PARENT)
     add_checkpoint(folder, 20)
-    add_checkpoint(make_run(CHILD), 20)
-    assert not any(d.proto.disabled for d in open_part(CHILD, "Take along").get("download_button"))
-    manifest = folder / "checkpoints" / "step-000020" / "manifest.json"
-    told = json.loads(manifest.read_text())
-    told["files"]["model.safetensors"]["bytes"] = 2**30
-    manifest.write_text(json.dumps(told))
-    with (folder / "checkpoints" / "step-000020" / "model.safetensors").open("r+b") as file:
-        file.truncate(2**30)
-    [archive] = [d.proto for d in open_part(PARENT, "Take along").get("download_button") if "archive" in d.proto.label]
-    assert archive.disabled and f"engine.export {PARENT} --to archive" in archive.help
+    page = press(open_part(PARENT, "Checkpoints"), "Archive with this checkpoint (.zip)")
+    assert r"step\-000020\.zip could not be made" in page.error[0].value and "not of version 1" in page.error[0].value
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr("app.widgets.run_exports.write_archive", full)
+    page = press(open_part(PARENT, "Take along"), "Download as archive")
+    assert "The disk that holds" in page.error[0].value and "is full" in page.error[0].value
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_file_is_given_out_once_and_to_nobody_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    offered = downloads.Download("Text", "naïve.txt", lambda path: path.write_text("x"))
+    address = "/" + downloads._make(offered)
+    client = TestClient(Starlette(routes=[downloads.ROUTE]))
+    assert client.get(f"{address}x").status_code == 404
+    answer = client.get(address)
+    assert answer.text == "x" and "attachment" in answer.headers["content-disposition"]
+    assert client.get(address).status_code == 404 and not list(tmp_path.iterdir())
+    monkeypatch.setattr(downloads, "KEPT_S", -1.0)
+    downloads._make(offered)
+    downloads._make(offered)  # nobody came for the first one
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_is_zipped_whole(tmp_path: Path) -> None:

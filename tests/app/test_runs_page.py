@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 from app.widgets import run_table
 from app.widgets.formats import plain
 from app.widgets.run_filters import Filters
+from app.widgets.run_order import NEWEST, ORDERS, in_order
 from engine.files import FolderLock
 from engine.labels import write_labels
 from engine.library import Summary, list_summaries
@@ -81,6 +83,17 @@ def test_columns_sort_as_what_they_are() -> None:
     assert table["parent"].tolist()[0] == "p @ 40"
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_runs_without_a_value_come_last_in_every_order(order: str) -> None:
+    low = Summary("20261122-2", "completed", "a", config="medium", corpus="tiny", created="2026-03-28T12:00:00Z")
+    high = Summary("20261122-3", "stopped", "B", config="nano", corpus="verdict", created="2026-06-30T12:00:00Z")
+    numbers = ("step", "tokens", "train_loss", "val_loss", "best_val_loss", "tokens_per_s", "elapsed_s")
+    low, high = (dataclasses.replace(run, **dict.fromkeys(numbers, at)) for run, at in ((low, 9.0), (high, 10.0)))
+    bare = Summary("20261122-1", name="c", problem="Broken.")
+    most_first = order in (NEWEST, "tokens/s", "training time", "tokens", "steps")
+    assert in_order([high, low, bare], order) == ([high, low, bare] if most_first else [low, high, bare])
+
+
 def test_without_runs_the_page_leads_to_a_first_one(open_page: Open) -> None:
     page = open_page("runs")
     expect_sound(page)
@@ -119,12 +132,29 @@ def test_a_search_finds_and_can_be_taken_back(open_page: Open, three: None) -> N
     page.text_input(key="runs-search").set_value("FIRST try").run()
     assert names(page) == ["A"] and "1 of 3 runs" in texts(page)
     assert "1 chosen is not in this list" in texts(page), "the newest stays chosen though it is not listed"
+    assert button(page, "Delete").disabled, "nobody deletes what the list hides"
     page.multiselect(key="runs-states").set_value(["failed"]).run()
     assert "No run matches" in texts(page)
     press(page, "Show all runs")
     assert names(page) == ["C", "B", "A"]
     page.multiselect(key="runs-tags").set_value(["paper"]).run()
     assert names(page) == ["B"]
+
+
+def test_the_address_keeps_search_and_filters(open_page: Open, three: None) -> None:
+    page = open_page("runs")
+    assert not {"runs-search", "runs-states"} & set(page.query_params)
+    page.text_input(key="runs-search").set_value("first & try").run()
+    page.multiselect(key="runs-states").set_value(["failed", "completed"]).run()
+    told = {name: "".join(page.query_params[name]) for name in ("runs-search", "runs-states")}
+    assert told == {"runs-search": "first & try", "runs-states": "failed,completed"}
+    again = open_page("runs", **told)
+    assert again.text_input(key="runs-search").value == "first & try"
+    assert again.multiselect(key="runs-states").value == ["failed", "completed"]
+    odd = open_page("runs", **{"runs-states": "failed,nonsense,", "runs-tags": "%2C"})
+    assert odd.multiselect(key="runs-states").value == ["failed"] and odd.multiselect(key="runs-tags").value == []
+    page.button(key="clear-filters").click().run()
+    assert not {"runs-search", "runs-states"} & set(page.query_params)
 
 
 def test_the_address_keeps_the_choice(open_page: Open, three: None) -> None:
@@ -183,6 +213,15 @@ def test_labels_that_cannot_be_are_told_together(open_page: Open, three: None) -
     [error] = page.error
     assert "Name must not be empty" in error.value and "U\\+0007" in error.value
     assert list_summaries()[-1].name == "A"
+
+
+def test_the_order_stays_through_a_search(open_page: Open, three: None) -> None:
+    page = open_page("runs")
+    page.selectbox(key="runs-order").set_value("name").run()
+    assert names(page) == ["A", "B", "C"]
+    page.text_input(key="runs-search").set_value("verdict").run()
+    expect_sound(page)
+    assert names(page) == ["A", "B"]
 
 
 def test_starred_runs_come_first(open_page: Open, three: None) -> None:
@@ -268,8 +307,9 @@ def test_a_broken_folder_is_one_marked_row(open_page: Open, make_run: Make, fold
     assert table.problem[1] and f"{plain(DONE)}: {plain(table.problem[1])}" in texts(page)
     page.multiselect(key="runs-states").set_value(["damaged"]).run()
     assert list(page.dataframe[0].value.id) == [DONE]
-    press(page, "Delete")
-    assert not broken.exists() and len(list_trash()) == 2
+    press(page, "Delete 1 of 2")  # the other one is not listed, so it is not meant
+    assert not broken.exists() and len(list_trash()) == 1
+    assert shown(page) == [OTHER] and [run.id for run in list_runs()] == [OTHER]
 
 
 def test_a_folder_with_a_foreign_name_is_shown_and_left_alone(open_page: Open, make_run: Make, folders: Path) -> None:

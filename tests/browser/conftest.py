@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from engine.bench.browser import QUIET, App, chromium
+from engine.run import Run
 
 
 @pytest.fixture(scope="session")
@@ -19,11 +20,38 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def servers() -> Iterator[dict[tuple[str, ...], App]]:
+    """One for each launcher, for all tests: to load everything takes a server seconds."""
+    servers: dict[tuple[str, ...], App] = {}
+    yield servers
+    for server in servers.values():
+        server.stop()
+
+
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[App]:
-    app = App(tmp_path)
-    yield app
-    app.stop()
+def launcher() -> tuple[str, ...]:
+    """What Python is given in front of `-m streamlit`."""
+    return ()
+
+
+@pytest.fixture
+def app(
+    servers: dict[tuple[str, ...], App], launcher: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[App]:
+    """The app, which has no runs and no corpora yet."""
+    if launcher not in servers or servers[launcher].process.poll() is not None:
+        servers[launcher] = App(tmp_path_factory.mktemp("app"), launcher)
+    yield servers[launcher]
+    clear(servers[launcher])
+
+
+def clear(app: App) -> None:
+    """Take away all runs and corpora. A run that goes on, since its test has failed, ends with its server."""
+    if any(Run(path.parent).state in ("running", "paused") for path in app.runs.glob("*/run.json")):
+        app.stop()
+    for path in [*app.runs.iterdir(), *app.corpora.iterdir()]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @pytest.fixture

@@ -24,12 +24,11 @@ STORIES = "TinyStories-train.txt"
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def web() -> Iterator[Web]:
-    """The servers that corpora come from, on this machine; TinyStories is sent slowly enough to be watched."""
+    """The servers that corpora come from, on this machine."""
     with Web() as web:
         fill(web, 2_000_000)
-        web.fail(content_path(web, STORIES), then=Fault(bytes_per_s=400_000))
         yield web
 
 
@@ -39,10 +38,8 @@ def content_path(web: Web, ending: str) -> str:
 
 
 @pytest.fixture
-def app(tmp_path: Path, web: Web) -> Iterator[App]:
-    app = App(tmp_path, ["tests/with_small_sources.py", web.url])
-    yield app
-    app.stop()
+def launcher(web: Web) -> tuple[str, ...]:
+    return "tests/with_small_sources.py", web.url
 
 
 @pytest.fixture
@@ -63,6 +60,8 @@ def metric(page: Page, label: str) -> Locator:
 
 
 def test_download_cancel_resume_look_and_train(page: Page, app: App, web: Web) -> None:
+    stories = content_path(web, STORIES)
+    web.fail(stories, then=Fault(bytes_per_s=400_000))  # slow enough to be watched
     page.goto("/corpora?corpus=tinystories")
     button(page, re.compile("^Download")).click()
     bar = page.get_by_test_id("stProgress")
@@ -72,7 +71,6 @@ def test_download_cancel_resume_look_and_train(page: Page, app: App, web: Web) -
     button(page, "Cancel").click()
     expect(page.get_by_text("of an earlier attempt are kept")).to_be_visible(timeout=SLOW)
     assert not (app.corpora / "tinystories.txt").exists()
-    stories = content_path(web, STORIES)
     sent = web.sent(stories)
     assert 0 < sent < 2_000_000
 
@@ -97,21 +95,9 @@ def test_download_cancel_resume_look_and_train(page: Page, app: App, web: Web) -
 
 def train(app: App, corpus: str) -> None:
     """A run of two small steps, from a terminal."""
-    command = [
-        "-m",
-        "engine.train",
-        "--corpus",
-        corpus,
-        "--max-steps",
-        "2",
-        "--context-length",
-        "64",
-        "--sample-length",
-        "0",
-    ]
-    done = subprocess.run(
-        [sys.executable, *command], cwd=PROJECT, env=app.environment, capture_output=True, text=True, timeout=120
-    )
+    options = "--max-steps 2 --batch-size 1 --context-length 64 --eval-batches 1 --sample-length 0"
+    command = [sys.executable, "-m", "engine.train", "--corpus", corpus, *options.split()]
+    done = subprocess.run(command, cwd=PROJECT, env=app.environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
@@ -150,6 +136,12 @@ def test_upload(page: Page, app: App, tmp_path: Path) -> None:
     assert page.locator(".lab-tokens b").count() == 0  # text, never HTML
     assert (app.corpora / "notes.md").read_bytes() == good.read_bytes()
 
+    button(page, "Delete …").click()
+    expect(page.get_by_text("the lab cannot bring it back")).to_be_visible(timeout=SLOW)
+    page.get_by_test_id("stDialog").get_by_role("button", name="Delete", exact=True).click()
+    expect(page.get_by_role("heading", name="Notes", exact=True)).to_have_count(0, timeout=SLOW)
+    assert not (app.corpora / "notes.md").exists() and not list((app.corpora / ".tokens").glob("notes*.uint16"))
+
 
 def test_a_large_corpus_does_not_slow_the_page(page: Page, app: App) -> None:
     text = (PROJECT / "corpora" / "verdict.txt").read_text(encoding="utf-8") + "\n"
@@ -173,11 +165,11 @@ def test_a_large_corpus_does_not_slow_the_page(page: Page, app: App) -> None:
     assert large < small + 1.0
 
 
-@pytest.mark.parametrize("width", [1440, 768])
-def test_every_corpus_of_the_registry_can_be_opened(page: Page, app: App, width: int) -> None:
-    page.set_viewport_size({"width": width, "height": 1200})
+def test_every_corpus_of_the_registry_can_be_opened(page: Page, app: App) -> None:
     for corpus in known.KNOWN[: len(known.BUILT_IN) + len(known.DOWNLOADABLE) + 1]:
         page.goto(f"/corpora?corpus={corpus.name}")
         expect(page.get_by_role("heading", name=corpus.title, exact=True)).to_be_visible(timeout=SLOW)
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        for width in (768, 1440):
+            page.set_viewport_size({"width": width, "height": 1200})
+            page.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth", timeout=SLOW)
     assert "Traceback" not in app.log.read_text()

@@ -65,6 +65,12 @@ def import_verify_and_delete(app: App, page: Page, run: Run, tmp_path: Path) -> 
     with page.expect_download() as weights:
         page.get_by_role("button", name="Weights (.safetensors)").click()
     assert Path(weights.value.path()).read_bytes() == (run.checkpoints[0].path / "model.safetensors").read_bytes()
+    gone = imported.checkpoints[0].path / "model.safetensors"
+    content = gone.read_bytes()
+    gone.unlink()  # while the page is open
+    page.get_by_role("button", name="Weights (.safetensors)").click()
+    expect(page.get_by_text(f"{gone} cannot be used: No such file")).to_be_visible(timeout=SLOW)
+    gone.write_bytes(content)
     page.get_by_role("button", name="Delete …").click()
     page.get_by_test_id("stDialog").get_by_role("button", name="Delete", exact=True).click()
     expect(page.get_by_text("No checkpoint yet")).to_be_visible(timeout=SLOW)
@@ -74,6 +80,9 @@ def import_verify_and_delete(app: App, page: Page, run: Run, tmp_path: Path) -> 
 
 def stream_hover_and_stop(app: App, page: Page, run: Run) -> None:
     page.goto(f"/run?id={run.id}&part=Playground")
+    page.get_by_role("tab", name="Lineage").click()
+    expect(page).to_have_url(re.compile("part=Lineage"))
+    page.get_by_role("tab", name="Playground").click()
     page.get_by_label("Prompt").fill(PROMPT)
     page.get_by_label("Tokens", exact=True).fill("1000")
     page.get_by_label("Tokens", exact=True).press("Enter")

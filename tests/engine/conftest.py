@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the promises are the CPU's; tests/gpu has the others. Before torch is loaded
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.with_small_nano import shrink_nano
 
 # One machine, one outcome: the same examples every time, however slow the machine is at the moment.
 settings.register_profile("lab", deadline=None, max_examples=50, derandomize=True, database=None)
@@ -25,12 +28,20 @@ def few_threads() -> None:
 
 
 @pytest.fixture(autouse=True)
-def runs_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty `runs/` for the test alone."""
-    folder = tmp_path_factory.mktemp("lab") / "runs"
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The power stays on while tests run, and thousands of fsyncs take minutes on a slow disk."""
+    monkeypatch.setattr(os, "fsync", os.fstat)
+
+
+@pytest.fixture(autouse=True)
+def runs_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty `runs/` for the test alone. It is gone after it: checkpoints of all tests would be gigabytes."""
+    lab = tmp_path_factory.mktemp("lab")
+    folder = lab / "runs"
     folder.mkdir()
     monkeypatch.setenv("LAB_RUNS", str(folder))
-    return folder
+    yield folder
+    shutil.rmtree(lab, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +51,12 @@ def corpora_folder(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("LAB_CORPORA", str(folder))
     return folder
+
+
+@pytest.fixture
+def small_nano(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For trainings of which nothing is asked that depends on size."""
+    shrink_nano(monkeypatch.setattr)
 
 
 @pytest.fixture

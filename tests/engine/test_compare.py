@@ -253,6 +253,7 @@ def test_a_parent_that_is_gone_or_its_own_child_is_no_error(write_run) -> None:
     assert apart.same_tokens.at == 1000 and math.isnan(apart.same_tokens.table.loc[a, "train_loss"])
 
 
+@pytest.mark.usefixtures("small_nano")
 def test_a_real_branch_goes_on_from_its_parents_numbers() -> None:
     settings = TrainConfig(corpus="tiny", batch_size=1, context_length=32, sample_length=0, save_every=2, epochs=100)
     parent = train(dataclasses.replace(settings, max_steps=6, eval_every=2))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,8 +82,15 @@ def unchanged_outcome(companions: tuple[tuple[str, Any], ...]) -> Outcome:
     return outcome(**dict(companions))
 
 
+@pytest.fixture(scope="module")
+def runs_of_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the runs that several tests compare with."""
+    return tmp_path_factory.mktemp("controls")
+
+
 @pytest.fixture(autouse=True)
-def tiny_presets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def tiny_presets(monkeypatch: pytest.MonkeyPatch, runs_of_all: Path) -> Iterator[None]:
+    monkeypatch.setenv("LAB_RUNS", str(runs_of_all))
     threads = torch.get_num_threads()
     monkeypatch.setattr(config_module, "PRESETS", TINY)
     yield

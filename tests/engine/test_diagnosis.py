@@ -325,8 +325,11 @@ def test_what_goes_well_is_told_with_its_rung() -> None:
 
 @pytest.mark.parametrize("rows", range(10))
 def test_a_few_rows_are_too_few(rows: int) -> None:
-    found = say(table(power_law(1000)[:rows]), total_steps=1000)
+    losses = power_law(1000)[:rows]
+    found = say(table(losses), total_steps=1000)
     assert found.keys() == {"undecided"} and "Too short" in found["undecided"].title
+    told = f"went from {losses[0]:.2f} to {losses[-1]:.2f}." if rows else "0 steps are measured"
+    assert told in found["undecided"].evidence
 
 
 def test_an_empty_table_of_any_kind() -> None:

@@ -45,14 +45,17 @@ CONFIG = TrainConfig(
 )
 TWO = World(size=2, local_size=2)
 
-pytestmark = pytest.mark.timeout(500)  # three starts of three processes, beside whatever else the machine does
+pytestmark = [
+    pytest.mark.timeout(500),  # three starts of three processes, beside whatever else the machine does
+    pytest.mark.usefixtures("small_nano"),
+]
 
 
 def start(*arguments: str, processes: int = 2) -> subprocess.Popen[str]:
-    """`torchrun … -m engine.train` in a terminal."""
+    """`torchrun … -m engine.train` in a terminal, with the small nano of these tests."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.Popen(
-        [*command, "-m", "engine.train", *arguments],
+        [*command, "tests/with_small_nano.py", "-m", "engine.train", *arguments],
         cwd=PROJECT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -29,8 +29,10 @@ def test_it_prints_the_breakdown_and_what_would_fit(capsys: pytest.CaptureFixtur
 
 
 def test_without_a_limit_it_compares_with_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--device", "cpu"]) == 0
-    assert "It fits into the" in capsys.readouterr().out
+    assert main(["--config", "small", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    on_gpu = estimate_memory(TrainConfig(config="small"), "cuda").total / GIB  # cards are no matter of the process here
+    assert "It fits into the" in said and f"On a GPU it would need {on_gpu:.3f} GiB" in said
 
 
 def test_all_mistakes_are_told_together(capsys: pytest.CaptureFixture[str]) -> None:

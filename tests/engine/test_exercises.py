@@ -347,6 +347,7 @@ class StopAt(Control):
         return self.step < 0 or super().stopping
 
 
+@pytest.mark.usefixtures("small_nano")
 def test_a_real_run_that_was_stopped_and_resumed_is_read() -> None:
     exercise = find_exercise("resume")
     short: dict[str, Any] = dict(epochs=100, max_steps=10, context_length=32, batch_size=1, sample_length=0)

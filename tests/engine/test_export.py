@@ -38,9 +38,8 @@ TEXT += "we've <b>x</b>   \n \r\n end\x00\u00a0 "
 
 
 @pytest.fixture
-def add_run(monkeypatch: pytest.MonkeyPatch) -> Any:
+def add_run() -> Any:
     """Make a run whose checkpoint holds weights far from their initial values."""
-    monkeypatch.setattr("os.fsync", lambda _: None)
 
     def add(tied: bool = True) -> tuple[str, GPT]:
         run = new_run(TrainConfig(corpus="verdict", context_length=32, batch_size=1, tie_embeddings=tied))

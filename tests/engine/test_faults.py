@@ -36,7 +36,7 @@ from engine.paths import PROJECT
 from engine.run import ActiveRun, Run, list_runs, load_run
 from engine.start import branch_run, new_run, resume_run
 from engine.train import train
-from tests.killed_train import shrink_nano
+from tests.with_small_nano import shrink_nano
 
 SETTINGS: dict[str, Any] = dict(
     config="nano", corpus="tiny", context_length=16, batch_size=1, max_steps=4, threads=1, dropout=0.1, seed=5,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ MOMENTS = [
 ]
 
 
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="only Linux tells at once that a process has ended")
 def test_killed_and_resumed_over_and_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The short form of `python tests/kill_runs.py`."""
     monkeypatch.setenv("LAB_RUNS", str(tmp_path / "runs"))

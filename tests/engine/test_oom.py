@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import gc
 import re
+import resource
+import sys
 import weakref
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
-from engine import TrainConfig, load_run, session
+from engine import TrainConfig, environment, load_run, session
 from engine.memory import estimate_memory
 from engine.model import GPT
 
@@ -55,6 +58,18 @@ def test_the_next_run_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     again = load_run(session.start(SHORT))
     assert session.wait(60)
     assert again.state == "completed"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems swap, and kill nobody")
+def test_a_cpu_run_is_refused_memory_before_the_system_kills_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    held, swap = psutil.Process().memory_info().rss, psutil.swap_memory().free
+    monkeypatch.setattr(environment, "memory_within_reach", lambda device: held - swap + 400 * 2**20)
+    large = dataclasses.replace(SHORT, corpus="verdict", context_length=2048, attention_impl="manual")
+    run = load_run(session.start(large))
+    assert session.wait(60)
+    assert run.state == "failed" and run.info["error"].startswith("Memory ran out on cpu.")
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
 def _no_memory(*args: Any, **kwargs: Any) -> torch.Tensor:

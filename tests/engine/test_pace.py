@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engine import pace
 from engine.config import TrainConfig, to_dict
-from engine.errors import RunBusyError
+from engine.errors import OutOfMemoryError, RunBusyError
+from engine.model import GPT
 from engine.pace import measure_pace, pace_of_earlier_runs
 from engine.run import device_lock, list_runs
 from engine.start import plan_run
@@ -84,6 +87,19 @@ def test_a_device_that_is_busy_is_not_measured() -> None:
             measure_pace(plan_run(CONFIG)[0])
     finally:
         lock.release()
+
+
+def test_memory_that_runs_out_is_told_with_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.empty(2**50, dtype=torch.uint8)  # a petabyte
+
+    monkeypatch.setattr(GPT, "loss", loss)
+    with pytest.raises(OutOfMemoryError, match=r"^Memory ran out on cpu\. By the estimate these would fit: ") as caught:
+        measure_pace(plan_run(replace(CONFIG, batch_size=64))[0])
+    assert caught.value.would_fit
+    lock = device_lock("cpu")
+    assert lock.acquire(note="")
+    lock.release()
 
 
 def test_every_decisive_setting_exists() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engine.config import PRESETS, TrainConfig
 from engine.data import count_windows, split
 from engine.errors import ConfigError
-from engine.plan import learning_rate, make_plan, too_small_for, windows_by_preset
+from engine.plan import cautions, learning_rate, make_plan, too_small_for, windows_by_preset
 
 
 def refusal(tokens: int, **settings: Any) -> tuple[str, str]:
@@ -184,3 +184,12 @@ def test_the_numbers_of_a_corpus_that_is_too_small() -> None:
     )
     assert "nano" not in too_small_for(1025, whole=True) and "nano" in too_small_for(1024, whole=True)
     assert too_small_for(10_000_000) == ""
+
+
+def test_what_is_allowed_but_hardly_meant_is_said() -> None:
+    def said(**settings: Any) -> dict[str, str]:
+        return {c.field: c.message for c in cautions(make_plan(TrainConfig(**settings), 4630, 515), cores=2)}
+
+    assert said() == said(warmup_steps=14, threads=2) == {}  # 14 steps in all
+    assert said(warmup_steps=15, threads=3).keys() == {"warmup_steps", "threads"}
+    assert "ends after 14 steps" in said(warmup_steps=15)["warmup_steps"]

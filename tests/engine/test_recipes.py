@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from engine.config import PRESETS, TrainConfig, command, from_dict, to_dict
@@ -43,7 +45,9 @@ def test_fastest_takes_larger_batches_on_a_gpu_that_has_room() -> None:
 
 def test_the_command_line_says_the_settings() -> None:
     config = TrainConfig(config="small", gradient_checkpointing=True, tie_embeddings=False, sample_prompt="It's me")
+    config = replace(config, learning_rate=0.000123456789)  # exactly: the same settings give the same run
     words = command(config)
     assert words.startswith("python -m engine.train --config small")
+    assert "--learning-rate 0.000123456789" in words
     assert "--gradient-checkpointing" in words and "--no-tie-embeddings" in words
     assert command(TrainConfig()) == "python -m engine.train"

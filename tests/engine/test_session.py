@@ -20,6 +20,8 @@ CONFIG = TrainConfig(
     config="nano", corpus="tiny", epochs=10_000, batch_size=1, context_length=32, sample_length=0, eval_every=-1
 )
 
+pytestmark = pytest.mark.usefixtures("small_nano")
+
 
 @pytest.fixture(autouse=True)
 def quiet_session(runs_folder: Path) -> Iterator[None]:

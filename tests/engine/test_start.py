@@ -31,6 +31,8 @@ SMALL = TrainConfig(
     config="nano", context_length=16, batch_size=1, max_steps=1, eval_every=1, sample_length=0, device="cpu", threads=1
 )
 
+pytestmark = pytest.mark.usefixtures("small_nano")
+
 
 @pytest.fixture
 def splits(add_corpus: AddCorpus) -> AddCorpus:
@@ -121,6 +123,15 @@ def test_a_missing_validation_text_is_one_sentence_that_says_how_to_get_it(
     printed = capsys.readouterr()
     assert printed.err == f"--val-corpus: {problem.message}\n" and printed.out == ""
     assert list(runs_folder.glob("[!.]*")) == []
+
+
+def test_the_text_that_is_trained_on_is_no_validation_text(add_corpus: AddCorpus) -> None:
+    add_corpus("wikitext2", TRAIN)
+    add_corpus("wikitext2_validation", TRAIN)  # the same under another name
+    for settings in ({"corpus": "tiny", "val_corpus": "tiny"}, {"corpus": "wikitext2"}):
+        with pytest.raises(ConfigError, match="this is the text that is trained on") as caught:
+            new_run(replace(SMALL, **settings))
+        assert [problem.field for problem in caught.value.problems] == ["val_corpus"]
 
 
 def test_all_that_is_missing_is_told_together() -> None:

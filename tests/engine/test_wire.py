@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from engine import wire
 from engine.wire import Leader, RankLostError
 
 
@@ -88,3 +90,38 @@ def test_hanging_up_is_no_loss(leader: Leader) -> None:
     leader.close()
     assert other.recv(100) == b'{"what": "end"}\n' and other.recv(1) == b""
     assert leader.lost_within(0.2) == ""
+
+
+@pytest.fixture
+def ended(leader: Leader, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when rank 0 would end by force; it has 0.2 s to notice a loss, and 1 s for what it writes."""
+    ended = threading.Event()
+    monkeypatch.setattr(wire, "GRACE_S", 0.2)
+    monkeypatch.setattr(wire, "WRITING_S", 1.0)
+    monkeypatch.setattr(wire.os, "_exit", lambda _: ended.set())
+    return ended
+
+
+def test_what_rank_0_writes_is_finished_when_a_rank_is_lost(leader: Leader, ended: threading.Event) -> None:
+    other = welcome_one(leader)
+    with leader.writing:
+        other.close()
+        assert not ended.wait(0.4)
+    with pytest.raises(RankLostError):  # as the next step would
+        leader.order("step")
+    assert leader.lost_within(0) and not ended.wait(0.4)
+
+
+@pytest.mark.parametrize("writing_s", [0.0, 0.4, 5.0])
+def test_a_rank_0_that_is_stuck_ends_by_force(
+    leader: Leader, ended: threading.Event, writing_s: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At once, after what it wrote is done, or when that takes too long."""
+    noted: list[str] = []
+    leader.when_stuck(lambda: noted.append(leader.lost))
+    other = welcome_one(leader)
+    with leader.writing if writing_s else contextlib.nullcontext():
+        other.close()
+        assert ended.wait(writing_s) == (writing_s == 5.0)
+    assert ended.wait(2)
+    assert noted == [leader.lost] and capsys.readouterr().err == f"Failed: {leader.lost}\n"
