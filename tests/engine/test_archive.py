@@ -364,6 +364,12 @@ def test_pickles_under_a_safe_name(name: str, good: Files, tmp_path: Path, refus
     assert not Path("/tmp/lab-archive-was-here").exists()
 
 
+def test_a_million_tensors_of_nothing(good: Files, tmp_path: Path, refused: Any) -> None:
+    header = json.dumps({f"t{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(40_000)})
+    content = struct.pack("<Q", len(header)) + header.encode()
+    refused(pack(with_file(good, "model.safetensors", content), tmp_path / "bad.zip"), "names more tensors than")
+
+
 def with_file(good: Files, name: str, content: bytes) -> Files:
     """The checkpoint with another file in it, and a manifest that says so."""
     manifest = json.loads(good[f"{STEP}/manifest.json"])
