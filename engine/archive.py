@@ -71,7 +71,7 @@ def write_archive(run: Run, path: Path, steps: Collection[int] | None = None) ->
         A sentence for each checkpoint that is damaged and was left out.
 
     Raises:
-        RunError: its run.json is damaged.
+        RunError: its run.json is damaged, or it has more checkpoints than an import takes.
         CheckpointError: a step has no usable checkpoint.
         OSError: the disk is full or cannot be written.
     """
@@ -103,14 +103,18 @@ def _sound_checkpoints(run: Run, steps: Collection[int] | None) -> tuple[list[Ch
     missing = set(steps or ()) - {checkpoint.step for checkpoint in there}
     if missing:
         raise CheckpointError(f"Run {run.id} has no checkpoint at step {min(missing)}.")
+    wanted = [checkpoint for checkpoint in there if steps is None or checkpoint.step in steps]
+    if len(_PLAIN) + len(wanted) * len(_OF_CHECKPOINT) > MOST_FILES or sum(c.bytes for c in wanted) > MOST_BYTES:
+        raise RunError(
+            f"Run {run.id} has {len(wanted):,} checkpoints, more than one archive takes. Take one (RUN@STEP), or none."
+        )
     sound, damaged = [], []
-    for checkpoint in there:
-        if steps is None or checkpoint.step in steps:
-            try:
-                verify(checkpoint)
-                sound.append(checkpoint)
-            except CheckpointError as error:
-                damaged.append(str(error))
+    for checkpoint in wanted:
+        try:
+            verify(checkpoint)
+            sound.append(checkpoint)
+        except CheckpointError as error:
+            damaged.append(str(error))
     if steps and damaged:
         raise CheckpointError(damaged[0])
     return sound, damaged

@@ -35,6 +35,7 @@ MOST_ROWS = 5_000_000  # of a table; nano takes weeks for as many steps on a CPU
 MOST_PROCESSES = 4096
 MOST_TEXT = 256 * 2**20  # bytes of all samples together
 MOST_OUTLINE = 2**20  # bytes of what a Parquet file tells of itself; a run's take some thousand
+MOST_HEADER = 2 * 2**20  # bytes of the names and shapes of tensors; those of xlarge take 100,000
 MOST_MEMORY = 3 * 2**30  # bytes for reading a table of the most rows
 MOST_SECONDS = 300
 _CODECS = {"SNAPPY", "UNCOMPRESSED"}  # what the lab writes; neither turns a small file into an endless one
@@ -296,6 +297,9 @@ def _shapes(path: Path, kinds: set[str]) -> dict[str, Shape]:
     from safetensors import SafetensorError, safe_open
 
     where = f"{path.parent.name}/{path.name} in it"
+    with path.open("rb") as head:
+        if MOST_HEADER < int.from_bytes(head.read(8), "little") <= path.stat().st_size:
+            raise RunError(f"{where} names more tensors than a run has")
     try:
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

@@ -6,6 +6,7 @@ loses what the other wrote. What is there wins over what the run was started wit
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,9 +20,10 @@ MAX_NAME = 120  # characters
 MAX_NOTES = 4000
 MAX_TAGS = 20
 MAX_TAG = 40
-_MISREAD = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, separators of lines and paragraphs
+# Control characters but tab and end of line, which could steer a terminal; halves of characters; separators of
+# lines and paragraphs; what makes a text look like another one by turning its direction.
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069]")
 _BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and signs by their category, but without ink
-_REORDER = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}  # make a text look like another one
 
 
 def read_labels(folder: Path) -> dict[str, Any]:
@@ -78,8 +80,8 @@ def _cleaned(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def showable(text: str) -> str:
-    """A text of a foreign file without what no encoding can carry, such as half characters."""
-    return text.encode("utf-8", "replace").decode()
+    """A text of a foreign file without what cannot be seen, or even written, and could do harm."""
+    return _HIDDEN.sub("?", text.replace("\r\n", "\n"))
 
 
 def _text(value: Any, longest: int, *, lines: bool = False) -> str:
@@ -93,9 +95,8 @@ def _text(value: Any, longest: int, *, lines: bool = False) -> str:
     text = "\n".join(value.splitlines()).strip() if lines else value.strip()
     if len(text) > longest:
         raise ValueError(f"has {len(text):,} characters; at most {longest:,} are possible.")
-    for sign in text:
-        if (unicodedata.category(sign) in _MISREAD and not (lines and sign in "\n\t")) or ord(sign) in _REORDER:
-            raise ValueError(f"holds a character that cannot be shown (U+{ord(sign):04X}). Type it anew without it.")
+    if hidden := _HIDDEN.search(text) or (None if lines else re.search("[\n\t]", text)):
+        raise ValueError(f"holds a character that cannot be shown (U+{ord(hidden[0]):04X}). Type it anew without it.")
     return text
 
 

@@ -7,9 +7,14 @@ message of tensorflow/core/util/event.proto in the wire format of protocol buffe
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
+import pyarrow as pa
+
+from engine.metrics import METRICS, SAMPLES
+from engine.tables import read_rows
 
 _LEFT_OUT = ("step", "time")  # they place an event; everything else in the table is a scalar
 
@@ -77,30 +82,36 @@ def _text(tag: str, text: str) -> bytes:
     return _bytes(1, tag.encode()) + _bytes(8, tensor) + _bytes(9, _bytes(1, _bytes(1, b"text")))
 
 
-def _seconds(time: pd.Timestamp) -> float:
-    return 0.0 if pd.isna(time) else time.timestamp()
-
-
-def write_events(metrics: pd.DataFrame, samples: pd.DataFrame, folder: Path) -> None:
-    """Write the event file of a run into `folder`.
+def write_events(run: Path, folder: Path) -> None:
+    """Write the event file of a run: every number that was measured, NaN too, as a scalar, and samples as texts.
 
     Args:
-        metrics: columns of `engine.metrics.METRICS`; every number that was measured becomes a scalar of that name.
-        samples: columns of `engine.metrics.SAMPLES`; prompt and text become a text.
-        folder: that exists.
+        run: its folder.
+        folder: where the file is written; it exists.
 
     Raises:
         OSError: the disk is full or cannot be written.
     """
-    start = _seconds(metrics["time"].iloc[0]) if len(metrics) else 0.0
-    tags = [name for name in metrics.columns if name not in _LEFT_OUT]
-    places = [metrics.columns.get_loc(name) for name in tags]
-    at_time, at_step = metrics.columns.get_loc("time"), metrics.columns.get_loc("step")
+    metrics, samples = (read_rows(run, *table) for table in (("metrics", METRICS), ("samples", SAMPLES)))
+    first = next(_rows(metrics), {})
+    start = _seconds(first)
+    tags = [name for name in METRICS.names if name not in _LEFT_OUT]
     with (folder / f"events.out.tfevents.{int(start):010d}.lab").open("xb") as file:
         file.write(record(b"\x09" + struct.pack("<d", start) + _bytes(3, b"brain.Event:2")))
-        for row in metrics.itertuples(index=False, name=None):
-            known = [(tag, row[i]) for tag, i in zip(tags, places, strict=True) if not pd.isna(row[i])]
-            file.write(_event(_seconds(row[at_time]), int(row[at_step]), [_scalar(*pair) for pair in known]))
-        for sample in samples.itertuples(index=False):
-            text = _text("sample", f"{sample.prompt}{sample.text}")
-            file.write(_event(_seconds(sample.time), int(sample.step), [text]))
+        for row in _rows(metrics):
+            scalars = [_scalar(tag, row[tag]) for tag in tags if row[tag] is not None]
+            file.write(_event(_seconds(row), row["step"], scalars))
+        for row in _rows(samples):
+            text = _text("sample", f"{row['prompt'] or ''}{row['text'] or ''}")
+            file.write(_event(_seconds(row), row["step"], [text]))
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows, times in ms. Not through pandas: there a NaN that was measured is the same as no measurement."""
+    table = table.set_column(table.column_names.index("time"), "time", table["time"].cast(pa.int64()))
+    for batch in table.to_batches(10_000):
+        yield from batch.to_pylist()
+
+
+def _seconds(row: Mapping[str, Any]) -> float:
+    return (row.get("time") or 0) / 1000

@@ -124,6 +124,5 @@ def _output(generation: Generation, was_running: bool) -> None:
 
 def _command(run_id: str, step: int, prompt: str, length: int, how: dict[str, Any]) -> str:
     """What gives the same text in a terminal."""
-    words = {name: str(value) if isinstance(value, int) else f"{value:g}" for name, value in how.items()}
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in words.items())
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in how.items())
     return f"python -m engine.generate {run_id}@{step} --prompt={shlex.quote(prompt)} --length {length} {options}"

@@ -25,7 +25,7 @@ def exports(shot: Snapshot) -> None:
             Download(
                 "TensorBoard (.zip)",
                 f"{run.id}-tensorboard.zip",
-                zipped(lambda folder: write_events(run.metrics, run.samples, folder)),
+                zipped(lambda folder: write_events(run.folder, folder)),
                 help="An event file with metrics and samples.",
                 disabled=empty,
             ),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from app.widgets.formats import plain
-from engine.errors import ConfigError
+from engine.errors import ConfigError, LabError
 from engine.labels import MAX_NAME, MAX_NOTES, MAX_TAGS, write_labels
 from engine.library import Summary
 from engine.run import load_run
@@ -20,12 +20,12 @@ def label_form(run: Summary, tags: Sequence[str]) -> None:
         run: as it is now.
         tags: those that other runs have, to choose from.
     """
-    # Named after what the run is called now, so that a change made elsewhere is not written over by an old form.
+    # Named after what the run is called now, so that the form shows a change that is made elsewhere.
     key = f"labels-{run.id}-{hash((run.name, run.notes, run.tags))}"
     with st.form(key, border=False):
-        name = st.text_input("Name", run.name, max_chars=MAX_NAME, key=f"{key}-name")
-        notes = st.text_area("Note", run.notes, max_chars=MAX_NOTES, key=f"{key}-notes")
-        chosen = st.multiselect(
+        st.text_input("Name", run.name, max_chars=MAX_NAME, key=f"{key}-name")
+        st.text_area("Note", run.notes, max_chars=MAX_NOTES, key=f"{key}-notes")
+        st.multiselect(
             "Tags",
             sorted({*tags, *run.tags}, key=str.casefold),
             default=run.tags,
@@ -34,18 +34,24 @@ def label_form(run: Summary, tags: Sequence[str]) -> None:
             max_selections=max(MAX_TAGS, len(run.tags)),
             placeholder="Choose tags, or type new ones",
         )
-        if st.form_submit_button("Save", icon=":material/save:"):
-            _save(run.id, {"name": name, "notes": notes, "tags": chosen})
+        st.form_submit_button("Save", icon=":material/save:", on_click=_save, args=(run, key))
+    if problem := st.session_state.pop("labels-problem", ""):
+        st.error(problem)
 
 
-def _save(run_id: str, labels: dict[str, object]) -> None:
+def _save(shown: Summary, key: str) -> None:
+    """Before the page is drawn anew: only what was changed in the form, as the rest may have been changed elsewhere."""
+    before = {"name": shown.name, "notes": shown.notes, "tags": list(shown.tags)}
+    typed = {label: st.session_state[f"{key}-{label}"] for label in before}
     try:
-        write_labels(load_run(run_id).folder, labels)
+        write_labels(load_run(shown.id).folder, {k: v for k, v in typed.items() if v != before[k]})
     except ConfigError as error:
         titles = {"name": "Name", "notes": "Note", "tags": "Tags"}
-        st.error("\n\n".join(f"{titles[p.field]} {plain(p.message)}" for p in error.problems))
-    else:
-        st.rerun()
+        st.session_state["labels-problem"] = "\n\n".join(
+            f"{titles[p.field]} {plain(p.message)}" for p in error.problems
+        )
+    except LabError as error:
+        st.session_state["labels-problem"] = plain(str(error))
 
 
 def star_button(runs: Sequence[Summary]) -> None:

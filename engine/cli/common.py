@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -71,8 +74,12 @@ def run_and_step(text: str) -> tuple[str, int | None]:
 
 def run_command(command: Callable[[], int]) -> int:
     """Run a command's body; errors meant for the user become sentences on standard error and an exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # a terminal without a character of a name still shows the rest
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
     except ConfigError as error:
         return _complain(error, USAGE)
     except LabError as error:
@@ -80,6 +87,14 @@ def run_command(command: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         sys.stderr.close()
         return DONE
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        print(
+            f"The output cannot be written: {error.strerror}. Send it elsewhere, or free some space.", file=sys.stderr
+        )
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        return FAILED
     except KeyboardInterrupt:
         return FAILED
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from engine.cli.common import DONE, run_and_step, run_command
 from engine.errors import ConfigError, Problem, RunError, storage_sentence
 from engine.files import fsync_folder, write_atomic
+from engine.metrics import METRICS, SAMPLES
 from engine.run import Run, load_run
+from engine.tables import read_table
 
 FORMATS = {
     "archive": "one file that another lab imports (`python -m engine.runs import FILE`), with all checkpoints, that of "
@@ -60,8 +62,16 @@ def _main(options: argparse.Namespace) -> int:
             _write_folder(target, lambda folder: _fill(run, options.to, step, folder))
     except OSError as error:
         raise RunError(storage_sentence(error, target)) from error
+    for sentence in [] if options.to == "hf" else _unread(run):
+        print(sentence, file=sys.stderr)
     print(target)
     return DONE
+
+
+def _unread(run: Run) -> list[str]:
+    """A sentence for each file whose rows are missing in what was written."""
+    tables = (("metrics", METRICS), ("samples", SAMPLES))
+    return [sentence for table in tables for sentence in read_table(run.folder, *table)[1]]
 
 
 def _check_new(target: Path, *, folder: bool = False) -> None:
@@ -94,7 +104,7 @@ def _fill(run: Run, name: str, step: int | None, folder: Path) -> None:
     else:
         from engine.tensorboard import write_events
 
-        write_events(run.metrics, run.samples, folder)
+        write_events(run.folder, folder)
 
 
 def _write_archive(run: Run, path: Path, steps: Collection[int] | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from engine.cli.common import DONE, run_and_step, run_command
 
@@ -29,17 +30,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
+    from engine.config import flag
+    from engine.errors import ConfigError, Problem
     from engine.generate import check_sampling, load_model, stream_text
+    from engine.labels import showable
     from engine.run import load_run
 
-    check_sampling(options.length, options.temperature, options.top_k, options.seed, options.top_p)
+    try:
+        check_sampling(options.length, options.temperature, options.top_k, options.seed, options.top_p)
+    except ConfigError as error:
+        raise ConfigError([Problem(flag(p.field), p.message) for p in error.problems]) from error
     run_id, step = run_and_step(options.run)
     prompt = load_run(run_id).config.sample_prompt if options.prompt is None else options.prompt
     model = load_model(run_id, step)
-    print(prompt, end="", flush=True)
+    show = showable if sys.stdout.isatty() else str  # a model may say what steers a terminal
+    print(show(prompt), end="", flush=True)
     how = dict(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
     pieces = stream_text(model, prompt, options.length, **how)
     for piece in pieces:
-        print(piece, end="", flush=True)
+        print(show(piece), end="", flush=True)
     print()
     return DONE

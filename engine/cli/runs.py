@@ -12,9 +12,9 @@ from pathlib import Path
 from engine.cli.common import DONE, FAILED, duration, run_command
 from engine.config import SETTINGS
 from engine.errors import LabError
-from engine.labels import change_labels, write_labels
+from engine.labels import MAX_NAME, change_labels, showable, write_labels
 from engine.library import list_summaries, summary_of
-from engine.run import load_run
+from engine.run import Run, load_run
 from engine.trash import empty_trash, list_trash, restore_run, trash_run
 
 
@@ -66,16 +66,18 @@ def _list(options: argparse.Namespace) -> int:
     if not rows:
         print("There are no runs yet. Start one: python -m engine.train --config nano --corpus verdict --epochs 3")
         return DONE
-    print(f"  {'run':<42} {'state':<12} {'steps':>15} {'loss':>7} {'val':>7} {'best':>7} {'tokens/s':>9} {'time':>13}")
+    titles = f"{'run':<42} {'state':<12} {'steps':>15} {'loss':>7} {'val':>7} {'best':>7} {'tokens/s':>9} {'time':>13}"
+    print(f"  {titles}  name")
     for row in rows:
         if row.problem:
             print(f"! {row.id:<42} {row.problem}")
             continue
         star, steps = "★" if row.starred else " ", f"{row.step or 0:,}/{row.total_steps or 0:,}"
+        took = "–" if row.elapsed_s is None else duration(row.elapsed_s)
         print(
             f"{star} {row.id:<42} {row.state:<12} {steps:>15} {_number(row.train_loss, '.3f'):>7} "
             f"{_number(row.val_loss, '.3f'):>7} {_number(row.best_val_loss, '.3f'):>7} "
-            f"{_number(row.tokens_per_s, ',.0f'):>9} {'–' if row.elapsed_s is None else duration(row.elapsed_s):>13}"
+            f"{_number(row.tokens_per_s, ',.0f'):>9} {took:>13}  {' '.join(row.name.split())[:MAX_NAME]}"
         )
     return DONE
 
@@ -93,37 +95,33 @@ def _show(options: argparse.Namespace) -> int:
         ]
         print(json.dumps({**run.info, "state": run.state, "checkpoints": checkpoints}, indent=2))
         return DONE
-    info, config = run.info, run.config
-    print(f"{run.id}: {info.get('name')}\nstate: {run.state}{' – ' + info['error'] if info.get('error') else ''}")
-    row = summary_of(run.id)
+    print(showable(_everything(run)))  # an imported run holds texts of anybody
+    return DONE
+
+
+def _everything(run: Run) -> str:
+    info, config, row = run.info, run.config, summary_of(run.id)
+    lines = [f"{run.id}: {row.name}", f"state: {run.state}{' – ' + info['error'] if info.get('error') else ''}"]
     for name, text in (("tags", ", ".join(row.tags)), ("notes", row.notes), ("starred", "yes" * row.starred)):
         if text:
-            print(f"{name}: {text}")
-    print(f"step: {row.step or 0:,} of {run.total_steps:,}")
+            lines.append(f"{name}: {text}")
+    lines.append(f"step: {row.step or 0:,} of {run.total_steps:,}")
     for name, loss in (
         ("train_loss", row.train_loss),
         ("val_loss", row.val_loss),
         ("best_val_loss", row.best_val_loss),
     ):
-        print(f"{name}: {_number(loss, '.4f')}")
+        lines.append(f"{name}: {_number(loss, '.4f')}")
     if run.world_size > 1:
-        print(f"processes: {run.world_size}")
+        lines.append(f"processes: {run.world_size}")
     if info.get("parent"):
-        print(f"branched from: {info['parent']['run']} at step {info['parent']['step']:,}")
-    print("\nsettings")
-    for name in SETTINGS:
-        print(f"  {name}: {getattr(config, name)}")
-    print("\ncheckpoints")
+        lines.append(f"branched from: {info['parent']['run']} at step {info['parent']['step']:,}")
+    lines += ["", "settings", *(f"  {name}: {getattr(config, name)}" for name in SETTINGS), "", "checkpoints"]
     for c in run.checkpoints:
-        print(
-            f"  step {c.step:,}: {'damaged, ' + c.problem if c.problem else f'{c.bytes / 2**20:,.0f} MiB, {c.saved}'}"
-        )
-    print("\nlog")
-    for event in run.events:
-        print(f"  {event.time}  step {event.step:,}  {event.message}")
-    for problem in run.problems:
-        print(f"damaged: {problem}")
-    return DONE
+        what = f"damaged, {c.problem}" if c.problem else f"{c.bytes / 2**20:,.0f} MiB, {c.saved}"
+        lines.append(f"  step {c.step:,}: {what}")
+    lines += ["", "log", *(f"  {event.time}  step {event.step:,}  {event.message}" for event in run.events)]
+    return "\n".join(lines + [f"damaged: {problem}" for problem in run.problems])
 
 
 def _rename(options: argparse.Namespace) -> int:

@@ -14,8 +14,9 @@ from app.widgets.formats import plain
 from app.widgets.run_filters import Filters
 from app.widgets.run_order import NEWEST, ORDERS, in_order
 from engine.files import FolderLock
+from engine.labels import write_labels
 from engine.library import Summary, list_summaries
-from engine.run import device_lock, list_runs
+from engine.run import device_lock, list_runs, load_run
 from engine.trash import list_trash, trash_run
 from tests.app.test_pages import DONE, OTHER, Make, Open, expect_sound, texts
 
@@ -192,6 +193,15 @@ def test_a_run_gets_name_note_and_tags(open_page: Open, three: None) -> None:
     press(page, "Save")
     assert names(page) == ["C", "B", "A *new* name"]
     assert list_summaries()[-1].tags == ("paper",) and list_summaries()[-1].notes == "Why\nso"
+
+
+def test_what_is_saved_while_somebody_renames_the_run_is_kept_and_so_is_the_name(open_page: Open, three: None) -> None:
+    page = open_page("runs", runs=DONE)
+    page.text_area[0].set_value("Typed long ago")
+    write_labels(load_run(DONE).folder, {"name": "From a terminal"})
+    press(page, "Save")
+    run = list_summaries()[-1]
+    assert (run.name, run.notes) == ("From a terminal", "Typed long ago")
 
 
 def test_labels_that_cannot_be_are_told_together(open_page: Open, three: None) -> None:

@@ -168,6 +168,14 @@ def test_what_is_packed_can_be_chosen_and_what_is_damaged_stays_behind(made: Run
     assert {path.name for path in tmp_path.iterdir()} == {"bare.zip", "rest.zip"}
 
 
+def test_no_archive_is_written_that_no_lab_takes(made: Run, tmp_path: Path, capsys: Any) -> None:
+    for step in range(4, 1010):
+        (made.folder / "checkpoints" / f"step-{step:06d}").mkdir()
+    assert export([made.id, "--to", "archive", str(tmp_path / "x.zip")]) == 1
+    assert "has 1,007 checkpoints, more than one archive takes" in capsys.readouterr().err
+    assert export([f"{made.id}@3", "--to", "archive", str(tmp_path / "y.zip")]) == 0
+
+
 # -------------------------------------------------------------------------------------------- hostile archives
 
 
@@ -354,6 +362,12 @@ def test_pickles_under_a_safe_name(name: str, good: Files, tmp_path: Path, refus
         files = with_file(good, name, content)
         refused(pack(files, tmp_path / "bad.zip"), f"step-000003/{name} in it does not hold tensors")
     assert not Path("/tmp/lab-archive-was-here").exists()
+
+
+def test_a_million_tensors_of_nothing(good: Files, tmp_path: Path, refused: Any) -> None:
+    header = json.dumps({f"t{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(40_000)})
+    content = struct.pack("<Q", len(header)) + header.encode()
+    refused(pack(with_file(good, "model.safetensors", content), tmp_path / "bad.zip"), "names more tensors than")
 
 
 def with_file(good: Files, name: str, content: bytes) -> Files:

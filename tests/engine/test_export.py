@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,6 +29,7 @@ from engine.config import TrainConfig, to_dict
 from engine.hf import vocabulary_and_merges
 from engine.model import GPT
 from engine.paths import PROJECT
+from engine.run import load_run
 from engine.start import new_run
 from engine.tensorboard import write_events
 
@@ -184,23 +187,36 @@ def table() -> tuple[pd.DataFrame, pd.DataFrame]:
     return metrics, pd.DataFrame({"step": [200], "time": time, "prompt": ["Every"], "text": [text]})
 
 
+def written(folder: Path) -> Path:
+    """The same as a run's folder, and a step whose loss was measured and is none."""
+    metrics, samples = (pa.Table.from_pandas(frame, preserve_index=False) for frame in table())
+    last = {"step": [70001], "time": [None], "train_loss": [math.nan], "val_loss": [None]}
+    metrics = pa.concat_tables([metrics, pa.table(last, schema=metrics.schema)])
+    for name, content in (("metrics", metrics), ("samples", samples)):
+        pq.write_table(content, folder / f"{name}.parquet")
+    return folder
+
+
 def test_check_value_of_crc32c() -> None:
     assert crc32c(b"123456789") == 0xE3069283  # RFC 3720's polynomial; the usual check value
 
 
 def test_a_reader_gets_the_same_scalars_back(tmp_path: Path) -> None:
-    write_events(*table(), tmp_path)
-    [path] = tmp_path.iterdir()
+    (target := tmp_path / "events").mkdir()
+    write_events(written(tmp_path), target)
+    [path] = target.iterdir()
     events = [dict(fields(data)) for data in records(path)]
     assert events[0][3] == b"brain.Event:2"
-    assert events[1][1] == 1795600800.5 and [event[2] for event in events[1:]] == [1, 200, 70000, 200]
+    assert events[1][1] == 1795600800.5 and [event[2] for event in events[1:]] == [1, 200, 70000, 70001, 200]
     scalars = [[dict(fields(v)) for _, v in fields(event[5])] for event in events[1:]]
     assert [{v[1].decode(): v.get(2) for v in row} for row in scalars[:3]] == [
         {"train_loss": float(np.float32(10.8))},
         {"train_loss": 3.25, "val_loss": 3.5},
         {"train_loss": float("inf")},
     ]
-    tensor = dict(fields(scalars[3][0][8]))
+    [loss] = scalars[3]
+    assert loss[1] == b"train_loss" and math.isnan(loss[2])
+    tensor = dict(fields(scalars[4][0][8]))
     assert tensor[8] == b"    Every <b>x</b>\n    # no heading"
 
 
@@ -208,8 +224,9 @@ def test_a_reader_gets_the_same_scalars_back(tmp_path: Path) -> None:
 def test_tensorboard_itself_reads_it(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    write_events(*table(), tmp_path)
-    reader = EventAccumulator(str(tmp_path)).Reload()
+    (target := tmp_path / "events").mkdir()
+    write_events(written(tmp_path), target)
+    reader = EventAccumulator(str(target)).Reload()
     assert [(e.step, e.value) for e in reader.Scalars("val_loss")] == [(200, 3.5)]
 
 
@@ -257,10 +274,12 @@ def test_nothing_is_overwritten_and_every_refusal_is_a_sentence(add_run: Any, tm
     assert (kept / "mine.txt").read_text() == (tmp_path / "file").read_text() == "mine"
 
 
-def test_an_empty_folder_is_filled(add_run: Any, tmp_path: Path) -> None:
+def test_an_empty_folder_is_filled_and_damaged_rows_are_told(add_run: Any, tmp_path: Path) -> None:
     run_id, _ = add_run()
     (tmp_path / "logs").mkdir()
+    (load_run(run_id).folder / "metrics" / "000001.parquet").write_bytes(b"torn")
     command = [sys.executable, "-m", "engine.export", run_id, "--to", "tensorboard", str(tmp_path / "logs")]
     result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     assert len(list((tmp_path / "logs").iterdir())) == 1
+    assert result.stderr == "000001.parquet in metrics is damaged or foreign and was left out.\n"

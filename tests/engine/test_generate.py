@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,14 @@ from hypothesis import strategies as st
 from engine import generate as generate_function
 from engine import tokenizer
 from engine.checkpoint import Contents, find_checkpoint, load, save
+from engine.cli.generate import main
 from engine.config import ModelConfig, TrainConfig, to_dict
 from engine.errors import CheckpointError, ConfigError, RunError
 from engine.files import remove_folder
 from engine.generate import check_sampling, sampling_weights, stream_choices, stream_text, stream_tokens
+from engine.labels import write_labels
 from engine.model import GPT
-from engine.paths import runs_dir
+from engine.paths import PROJECT, runs_dir
 from engine.start import new_run
 
 HOW: dict[str, Any] = dict(temperature=0.8, top_k=50, seed=1)
@@ -322,3 +327,25 @@ def test_what_is_not_there_is_told(run_id: str) -> None:
         generate_function(run_id, "x", step=4)
     with pytest.raises(ConfigError):
         generate_function(run_id, "x", length=-1)
+
+
+def test_the_command_says_what_is_wrong(run_id: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([run_id, "--top-p", "1.5", "--temperature", "nan", "--seed", "-1"]) == 2
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "--temperature",
+        "--seed",
+        "--top-p",
+    ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_an_output_that_cannot_be_written_is_a_sentence(run_id: str) -> None:
+    command = [sys.executable, "-m", "engine.runs", "list"]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, cwd=PROJECT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr.startswith("The output cannot be written") and result.stderr.count("\n") == 1
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    write_labels(runs_dir() / run_id, {"name": "東京", "starred": True})
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60, env=ascii_only)
+    assert result.returncode == 0 and result.stdout.endswith("  ??\n"), result.stderr

@@ -173,6 +173,7 @@ def test_the_commands_label_delete_and_restore(capsys: pytest.CaptureFixture[str
     assert (row["name"], row["notes"], row["tags"], row["starred"]) == ("My best", "Why it is.", ["paper"], True)
     assert main(["show", ID]) == 0
     assert {"tags: paper", "notes: Why it is.", "starred: yes"} <= set(capsys.readouterr().out.splitlines())
+    assert main(["list"]) == 0 and capsys.readouterr().out.endswith("  My best\n")
     assert main(["delete", ID]) == 0
     assert f"restore {ID}" in capsys.readouterr().out and list_runs() == []
     assert main(["trash"]) == 0 and ID in capsys.readouterr().out
@@ -190,6 +191,19 @@ def test_the_commands_say_what_is_wrong(capsys: pytest.CaptureFixture[str], runs
     assert main(["delete", "nothing", ID]) == 1
     assert "There is no run nothing" in capsys.readouterr().err
     assert [trashed.run_id for trashed in list_trash()] == [ID], "the other one is deleted all the same"
+
+
+def test_what_an_imported_run_says_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished(ID)
+    evil = "\x1b]0;x\x07\u202e\r\x9b2J"
+    info = run.info | {"name": evil, "notes": evil, "tags": [evil], "error": evil}
+    (run.folder / "run.json").write_text(json.dumps(info))
+    (run.folder / "events.jsonl").write_text(json.dumps({"time": evil, "step": 1, "kind": "saved", "message": evil}))
+    assert main(["show", ID]) == main(["list"]) == main(["show", ID, "--json"]) == 0
+    trash_run(ID)
+    assert main(["trash"]) == 0
+    said = capsys.readouterr().out
+    assert "?]0;x" in said and not set(evil) - set("]0;x2J") & set(said)
 
 
 def test_the_trash_is_emptied_only_after_a_yes(
