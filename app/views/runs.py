@@ -51,7 +51,8 @@ def find(chosen: list[str]) -> None:
 def _tell_count(shown: int, all_runs: int, unseen: int) -> None:
     count = f"{shown:,} of {all_runs:,} runs" if shown < all_runs else f"{shown:,} run{'s' * (shown != 1)}"
     hidden = f" {unseen:,} chosen {'is' if unseen == 1 else 'are'} not in this list." if unseen else ""
-    st.caption(f"{count}. Choose rows on the left to compare them.{hidden}")
+    how = " Choose rows on the left to compare them." if shown > 1 else ""
+    st.caption(f"{count}.{how}{hidden}")
 
 
 def _tell_problems(shown: Sequence[Summary]) -> None:

@@ -102,7 +102,8 @@ def _chart(chosen: list[Run], was_active: bool, column: str, view: View) -> None
         height = 460 if len(runs.ids) <= 4 else 540
         plot(overlay(runs, column, view, rungs), key="plot-overlay", height=height, caption=meaning)
     title = MEASURES[column].title
-    chart_files("overlay", title=title, file=f"{title.lower().replace(' ', '-')}-of-{len(runs.ids)}-runs")
+    of = runs.ids[0] if len(runs.ids) == 1 else f"{len(runs.ids)}-runs"
+    chart_files("overlay", title=title, file=f"{title.lower().replace(' ', '-')}-of-{of}")
     for states in runs.states:
         for problem in problems(*states[0]):
             st.caption(f":material/warning: {formats.plain(runs.names[states[0][0].name])}: {formats.plain(problem)}")

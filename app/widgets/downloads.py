@@ -47,6 +47,11 @@ class Download:
     help: str | None = None
     disabled: bool = False
 
+    @property
+    def key(self) -> str:
+        """By which a page tells it from others."""
+        return f"{self.label}-{self.file_name}"
+
 
 @st.fragment
 @guard()
@@ -55,10 +60,8 @@ def downloads(offered: Sequence[Download]) -> None:
     wanted = None
     with st.container(horizontal=True):
         for file in offered:
-            key = f"download-{file.label}-{file.file_name}"
-            if st.button(
-                file.label, icon=":material/download:", key=key, help=file.help, disabled=file.disabled, width="content"
-            ):
+            key, icon = f"download-{file.key}", ":material/download:"
+            if st.button(file.label, key=key, icon=icon, help=file.help, disabled=file.disabled):
                 wanted = file
     if wanted is not None:
         _send(wanted)
@@ -75,7 +78,7 @@ def _send(file: Download) -> None:
     except LabError as error:
         return _refuse(file, str(error))
     component = st.components.v2.component("lab_download", html='<i class="lab-download" hidden></i>', js=_JS)
-    component(key="download-now", data=address)
+    component(key=f"save-{file.key}", data=address)
 
 
 def _refuse(file: Download, why: str) -> None:

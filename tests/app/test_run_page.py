@@ -189,18 +189,20 @@ def test_a_file_that_cannot_be_made_says_why(
 
 
 def test_a_file_is_given_out_once_and_to_nobody_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
     offered = downloads.Download("Text", "naïve.txt", lambda path: path.write_text("x"))
     address = "/" + downloads._make(offered)
     client = TestClient(Starlette(routes=[downloads.ROUTE]))
     assert client.get(f"{address}x").status_code == 404
     answer = client.get(address)
     assert answer.text == "x" and "attachment" in answer.headers["content-disposition"]
-    assert client.get(address).status_code == 404 and not list(tmp_path.iterdir())
+    assert client.get(address).status_code == 404 and not list(folder.iterdir())
     monkeypatch.setattr(downloads, "KEPT_S", -1.0)
     downloads._make(offered)
     downloads._make(offered)  # nobody came for the first one
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(folder.iterdir())) == 1
 
 
 def test_a_folder_is_zipped_whole(tmp_path: Path) -> None:
