@@ -151,6 +151,8 @@ def test_five_hundred_runs_are_found_sorted_chosen_and_deleted(many: list[str], 
     expect(page.get_by_text(re.compile("^501 runs"))).to_be_visible(timeout=SLOW)
     assert all((app.runs / run_id / "run.json").exists() for run_id in chosen)
     wait_for(lambda: in_address(page) == chosen)
+    page.get_by_role("button", name="Choose none").click()
+    wait_for(lambda: in_address(page) == [])
 
     # A broken folder is a marked row with a sentence.
     timed_search(page, "broken", "1 of 501 runs")
