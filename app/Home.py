@@ -19,7 +19,6 @@ PROJECT = str(Path(__file__).resolve().parents[1])
 if PROJECT not in sys.path:  # so that it starts with nothing on PYTHONPATH
     sys.path.insert(0, PROJECT)
 
-from app import widgets  # noqa: E402
 from app.widgets import feed, plot  # noqa: E402
 from app.widgets.guard import guard  # noqa: E402
 from engine import session  # noqa: E402
@@ -63,7 +62,7 @@ def draw() -> None:
 
 def _get_ready() -> None:
     """What the first visitor would wait for; all of it takes a third of a second, and torch stays out of it."""
-    for module in pkgutil.iter_modules(widgets.__path__, f"{widgets.__name__}."):
+    for module in pkgutil.iter_modules([str(Path(__file__).parent / "widgets")], "app.widgets."):
         import_module(module.name)
     pd.DataFrame({"": [0.0]}).style.to_html()
     inspect.stack()  # Streamlit asks for it once, and the first time it looks at every module
