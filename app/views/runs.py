@@ -80,8 +80,9 @@ def act_on(chosen: Sequence[Summary], listed: Container[str]) -> None:
             actions.resume(one.id)
         star_button([run for run in chosen if not run.problem])
         delete_button(chosen, listed)
-        if len(chosen) > 1:
-            st.button("Choose none", icon=":material/deselect:", on_click=choose, args=([],), key="choose-none")
+        if len(chosen) > 1 and st.button("Choose none", icon=":material/deselect:", key="choose-none"):
+            choose([])
+            st.rerun()
 
 
 def look_at(chosen: Sequence[Summary], everything: Sequence[Summary]) -> None:

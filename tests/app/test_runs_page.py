@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from app.widgets import run_table
 from app.widgets.formats import plain
 from app.widgets.run_filters import Filters
 from app.widgets.run_order import NEWEST, ORDERS, in_order
+from engine import session
 from engine.files import FolderLock
 from engine.labels import write_labels
 from engine.library import Summary, list_summaries
@@ -92,6 +94,18 @@ def test_runs_without_a_value_come_last_in_every_order(order: str) -> None:
     bare = Summary("20261122-1", name="c", problem="Broken.")
     most_first = order in (NEWEST, "tokens/s", "training time", "tokens", "steps")
     assert in_order([high, low, bare], order) == ([high, low, bare] if most_first else [low, high, bare])
+
+
+@pytest.mark.parametrize(("page", "loads"), [("runs", False), ("run", True)])
+def test_the_list_does_not_share_the_machine_with_loading_torch(
+    open_page: Open, monkeypatch: pytest.MonkeyPatch, page: str, loads: bool
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(session, "warm_up", lambda: loaded.append(page))
+    st.cache_resource.clear()  # it is done once a process
+    open_page(page)
+    assert bool(loaded) == loads
+    st.cache_resource.clear()
 
 
 def test_without_runs_the_page_leads_to_a_first_one(open_page: Open) -> None:

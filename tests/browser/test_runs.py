@@ -14,9 +14,10 @@ from engine.bench.browser import App
 from tests.browser.test_main_job import SLOW, choose_rows, no_traceback, wait_for
 from tests.many_runs import make_many_runs
 
-# Seconds that are promised on two cores that do nothing else. The best of several tries is held to them, as a test's
-# machine has hiccups; the first visit, of which there is one, may take twice as long.
+# Seconds that are promised on two cores that do nothing else. A test's machine has hiccups and may be slow: the best of
+# several tries may take half as long again, and the first visit, of which there is one, three times as long.
 USABLE_S, SEARCHED_S, SORTED_S = 2.0, 0.3, 0.3
+SLOWER, FIRST = 1.5, 3
 BROKEN = "20200101-000000-broken"
 CURVES = b"plot-overlay"  # is in what the server sends to draw the comparison
 
@@ -116,18 +117,21 @@ def many(tmp_path: Path, app: App) -> list[str]:
 
 def test_five_hundred_runs_are_found_sorted_chosen_and_deleted(many: list[str], app: App, page: Page) -> None:
     sent = received(page)
-    usable = [timed_visit(page) for _ in range(3)]
     words = ("shakespeare", "123 of 501 runs"), ("", "501 runs")
-    searched = [timed_search(page, *words[0])]  # at once, while the comparison of the newest run may still be drawn
+    usable, at_once, searched = [], [], []
+    for _ in range(3):
+        usable.append(timed_visit(page))
+        at_once.append(timed_search(page, *words[0]))  # while the newest run's curves are still to be drawn
     before = len(sent)
-    searched += [timed_search(page, *word) for word in (words[1], *words, *words)]
+    for word in (words[1], *words, *words):
+        searched.append(timed_search(page, *word))
     with_curves = [any(CURVES in frame for frame in frames) for frames in (sent[:before], sent[before:])]
     assert with_curves == [True, False], "a search draws more than the list"
     ordered = [timed_sort(page, 150) for _ in range(4)]  # up, down, as it was, up
-    for what, took in {"usable": usable, "searched": searched, "sorted": ordered}.items():
-        print(f"\n501 rows, {what}: {', '.join(f'{seconds:.2f}' for seconds in took)} s", end="")
-    assert min(usable) < USABLE_S and usable[0] < 2 * USABLE_S
-    assert min(searched) < SEARCHED_S and min(ordered) < SORTED_S
+    told = {"usable": usable, "searched at once": at_once, "searched": searched, "sorted": ordered}
+    print("\n501 rows, seconds:", {what: [round(seconds, 2) for seconds in took] for what, took in told.items()})
+    assert usable[0] < FIRST * USABLE_S and min(usable) < SLOWER * USABLE_S
+    assert max(min(at_once), min(searched)) < SLOWER * SEARCHED_S and min(ordered) < SLOWER * SORTED_S
 
     # Rows that the browser has sorted are the runs that they show, and a reload keeps them.
     wait_for(lambda: first_names(page, 1) == [BROKEN], say="The rows are not sorted by name.")
@@ -147,6 +151,8 @@ def test_five_hundred_runs_are_found_sorted_chosen_and_deleted(many: list[str], 
     expect(page.get_by_text(re.compile("^501 runs"))).to_be_visible(timeout=SLOW)
     assert all((app.runs / run_id / "run.json").exists() for run_id in chosen)
     wait_for(lambda: in_address(page) == chosen)
+    page.get_by_role("button", name="Choose none").click()
+    wait_for(lambda: in_address(page) == [])
 
     # A broken folder is a marked row with a sentence.
     timed_search(page, "broken", "1 of 501 runs")
