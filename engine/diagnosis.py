@@ -468,7 +468,8 @@ def goes_well(c: Curves) -> Finding | None:
         now, best = float(c.val.values[-1]), float(c.val.values.min())
         if now > best + VAL_FOLLOWS:
             return None
-        evidence += f"; validation {c.val.values[0]:.2f} → {now:.2f}, {now - c.train.end:+.2f} beside training"
+        before = f"{c.val.values[0]:.2f} → " if len(c.val) > 1 else ""
+        evidence += f"; validation {before}{now:.2f}, {now - c.train.end:+.2f} beside training"
     passed = _rung_passed(c)
     if passed:
         evidence += f"; below the {passed[0]} rung ({passed[1]:.2f}) since step {passed[2]:,}"
