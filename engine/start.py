@@ -240,7 +240,7 @@ def _facts(config: TrainConfig, text: Text) -> dict[str, Any]:
 
 def _memory_estimate(config: TrainConfig) -> float:
     """GiB, of what the column `memory_gib` measures: what is allocated on a GPU, or the process on a CPU."""
-    estimate = estimate_memory(config, config.device)
+    estimate = estimate_memory(config, config.device, held=environment.held_bytes())
     return (estimate.total if config.device == "cpu" else estimate.peak_allocated) / environment.GIB
 
 
