@@ -295,6 +295,7 @@ def _resume(run: Run, lock: FolderLock, world: World) -> ActiveRun:
         passed_over.append(_other_world(run, plan))
     info["config"], info["world_size"] = to_dict(config), world.size
     info["progress"] = dict(checkpoint.progress)
+    info["memory_estimate_gib"] = _memory_estimate(config)  # of the process that goes on
     info["ended"] = None
     info["diverged"] = False
     active = ActiveRun(run.id, plan, info, checkpoint, world.devices(config.device), lock).open()
