@@ -275,6 +275,11 @@ RISE_FALL = 0.1  # nats the training loss fell meanwhile; were it to rise too, i
 STALL_FALL = 0.5  # nats the training loss fell since validation was first as low as now: learned, but not of use
 
 
+def _gap(c: Curves) -> float:
+    """How far validation was above training when it was measured last: the training loss has fallen since."""
+    return float(c.val.values[-1]) - c.train.level_at(c.val.steps[-1])
+
+
 def memorises(c: Curves) -> Finding | None:
     """Validation rises, or has long stood still, while training falls."""
     if len(c.val) < 3 or not len(c.train):
@@ -290,7 +295,7 @@ def memorises(c: Curves) -> Finding | None:
     then = f"lowest at step {since:,} ({c.val.values[best]:.2f}) and has risen by {rise:.2f} to {now:.2f} since"
     evidence = (
         f"Validation was {then if rises else f'as low at step {since:,} as it is now ({now:.2f})'}, while the training "
-        f"loss fell by {fell:.2f} to {c.train.end:.2f}: a gap of {now - c.train.end:.2f} nats."
+        f"loss fell by {fell:.2f} to {c.train.end:.2f}: a gap of {_gap(c):.2f} nats."
     )
     advice = (
         f"The model learns this text by heart: take the checkpoint nearest to step {since:,}, train for fewer epochs, "
@@ -468,7 +473,8 @@ def goes_well(c: Curves) -> Finding | None:
         now, best = float(c.val.values[-1]), float(c.val.values.min())
         if now > best + VAL_FOLLOWS:
             return None
-        evidence += f"; validation {c.val.values[0]:.2f} → {now:.2f}, {now - c.train.end:+.2f} beside training"
+        before = f"{c.val.values[0]:.2f} → " if len(c.val) > 1 else ""
+        evidence += f"; validation {before}{now:.2f}, {_gap(c):+.2f} beside training"
     passed = _rung_passed(c)
     if passed:
         evidence += f"; below the {passed[0]} rung ({passed[1]:.2f}) since step {passed[2]:,}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import re
@@ -79,9 +80,10 @@ def memory_within_reach(device: str) -> int:
 
     if device.startswith("cuda") and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device)
-    limit = memory_limit()
-    held = int(psutil.Process().memory_info().rss)
-    return min(limit, int(psutil.virtual_memory().available) + held) - int(KEPT_FREE * limit)
+    limit, process = memory_limit(), psutil.Process().memory_info()
+    reach = min(limit, int(psutil.virtual_memory().available) + process.rss) - int(KEPT_FREE * limit)
+    addresses = resource.getrlimit(resource.RLIMIT_AS)[0]  # what `ulimit -v` leaves
+    return reach if addresses == resource.RLIM_INFINITY else min(reach, addresses - process.vms + process.rss)
 
 
 @contextlib.contextmanager
@@ -106,6 +108,18 @@ def memory_bounded(device: str) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 
+def held_bytes() -> int:
+    """Resident memory of this process."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def give_back_memory() -> None:
+    """Return what was freed to the system, where the C library (glibc) keeps it: an app trains many runs."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def has_bf16(device: str) -> bool:
     """Whether a device computes in bf16: every CPU does, and GPUs do from NVIDIA's Ampere on. Loads torch for a GPU."""
     if device.startswith("cpu"):
@@ -116,8 +130,14 @@ def has_bf16(device: str) -> bool:
     return index >= torch.cuda.device_count() or torch.cuda.get_device_capability(index) >= (8, 0)
 
 
+def begin_peak() -> None:
+    """Let `peak_bytes` count from now on, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark and nothing else
+
+
 def peak_bytes() -> int:
-    """The most resident memory that this process has held.
+    """The most resident memory that this process has held, since `begin_peak` where that works.
 
     `ru_maxrss` alone would begin with that of the process that started this one.
     """

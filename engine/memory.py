@@ -71,7 +71,7 @@ class Breakdown:
         return sum(self.parts.values())
 
 
-def estimate_memory(config: TrainConfig, device: str | None = None) -> Breakdown:
+def estimate_memory(config: TrainConfig, device: str | None = None, *, held: int = 0) -> Breakdown:
     """The memory of a run at its peak.
 
     Validation and samples never need more than training: they keep nothing for a backward pass.
@@ -79,12 +79,14 @@ def estimate_memory(config: TrainConfig, device: str | None = None) -> Breakdown
     Args:
         config: checked settings; automatic values are taken as a run would resolve them.
         device: `cuda` or `cpu` instead of the config's own; `auto` counts as a GPU.
+        held: bytes that the process which is to train holds already; on a CPU the run comes on top of them. 0 stands
+            for a process of its own.
     """
     name = device or config.device
     cpu = name.startswith("cpu")
     if config.precision == "auto":
         config = replace(config, precision="fp32" if cpu else "bf16")
-    return _on_cpu(CpuStep(config)) if cpu else _on_gpu(Step(config))
+    return _on_cpu(CpuStep(config), held) if cpu else _on_gpu(Step(config))
 
 
 # ---------------------------------------------------------------------------------------------- the two devices
@@ -117,7 +119,7 @@ CPU_BITSANDBYTES = 80 * MIB
 CPU_GAPS = 0.25  # of what lies in the heap
 
 
-def _on_cpu(step: CpuStep) -> Breakdown:
+def _on_cpu(step: CpuStep, held: int) -> Breakdown:
     """The process's resident memory. The four numbers above were chosen on two thirds of the measurements."""
     peak = max(step.moments(), key=lambda moment: moment.total)
     config = step.config
@@ -129,5 +131,5 @@ def _on_cpu(step: CpuStep) -> Breakdown:
         logits=4 * CPU_LOSS_ROWS * config.model.vocabulary_size,
         workspace=0,
         cache=round(CPU_GAPS * step.in_heap(peak)),
-        process=CPU_PROCESS + (config.optimizer != "adamw") * CPU_BITSANDBYTES,
+        process=max(CPU_PROCESS, held) + (config.optimizer != "adamw") * CPU_BITSANDBYTES,
     )

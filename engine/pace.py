@@ -29,7 +29,7 @@ _DECISIVE = (
     "threads",
 )
 _MUST_AGREE = ("config", "precision", "device")  # without these a run's pace says nothing of another's
-_ENOUGH_S = 2.0  # of training; shorter runs are mostly their first steps
+_ENOUGH_S, _ENOUGH_STEPS = 2.0, 10  # of training; shorter runs are mostly their first steps, and validation
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,13 @@ def _rate(info: dict[str, Any]) -> float | None:
     progress = info.get("progress")
     if not isinstance(progress, dict):
         return None
-    tokens, seconds = progress.get("tokens"), progress.get("elapsed_s")
+    tokens, seconds, steps = (progress.get(name) for name in ("tokens", "elapsed_s", "step"))
     if info.get("world_size", 1) != 1:  # several processes are faster than the one that is asked about
         return None
     if info.get("parent") or not isinstance(tokens, int) or not isinstance(seconds, float):
         return None
-    return tokens / seconds if seconds >= _ENOUGH_S and tokens else None
+    enough = seconds >= _ENOUGH_S and isinstance(steps, int) and steps >= _ENOUGH_STEPS
+    return tokens / seconds if enough and tokens else None
 
 
 def measure_pace(plan: Plan, seconds: float = 4.0) -> Pace:

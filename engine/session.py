@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from engine import environment
 from engine.config import TrainConfig
 from engine.control import Control
 from engine.errors import LabError, RunBusyError
@@ -99,6 +100,11 @@ def active_run() -> Run | None:
     return load_run(_run_id) if _thread is not None and _thread.is_alive() else None
 
 
+def held_memory() -> int:
+    """Bytes that this process holds, on which a run here comes on top; 0, for not known, while it trains one."""
+    return 0 if _thread is not None and _thread.is_alive() else environment.held_bytes()
+
+
 def request(run_id: str, what: str) -> None:
     """`pause`, `resume`, `save` or `stop` a run, whichever process trains it.
 
@@ -127,7 +133,7 @@ def warm_up() -> None:
 def _load() -> None:
     import torch
 
-    from engine import environment, step, tokenizer  # noqa: F401
+    from engine import step, tokenizer  # noqa: F401
     from engine.optimizer import build_optimizer
 
     environment.this_machine()

@@ -240,7 +240,7 @@ def _facts(config: TrainConfig, text: Text) -> dict[str, Any]:
 
 def _memory_estimate(config: TrainConfig) -> float:
     """GiB, of what the column `memory_gib` measures: what is allocated on a GPU, or the process on a CPU."""
-    estimate = estimate_memory(config, config.device)
+    estimate = estimate_memory(config, config.device, held=environment.held_bytes())
     return (estimate.total if config.device == "cpu" else estimate.peak_allocated) / environment.GIB
 
 
@@ -295,6 +295,7 @@ def _resume(run: Run, lock: FolderLock, world: World) -> ActiveRun:
         passed_over.append(_other_world(run, plan))
     info["config"], info["world_size"] = to_dict(config), world.size
     info["progress"] = dict(checkpoint.progress)
+    info["memory_estimate_gib"] = _memory_estimate(config)  # of the process that goes on
     info["ended"] = None
     info["diverged"] = False
     active = ActiveRun(run.id, plan, info, checkpoint, world.devices(config.device), lock).open()

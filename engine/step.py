@@ -7,6 +7,7 @@ few steps ahead and reads results when they are there, so that nothing waits for
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from engine.checkpoint import Checkpoint, Contents, load
 from engine.config import TrainConfig
 from engine.data import Tokens, TrainingWindows
 from engine.distributed import SOLO, Loss, Team
-from engine.environment import GIB
+from engine.environment import GIB, begin_peak, held_bytes, peak_bytes
 from engine.errors import CheckpointError, DivergedError
 from engine.model import GPT
 from engine.optimizer import apply_update, build_optimizer, pack_state, set_rate, unpack_state
@@ -154,6 +154,8 @@ def start_state(
         restore(state, start_from, same_text=same_text, same_optimizer=same_optimizer)
     if state.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(state.device)
+    else:
+        begin_peak()
     return state
 
 
@@ -354,10 +356,10 @@ def finished_rows(state: TrainState, leave: int = 0) -> Iterator[dict[str, Any]]
 
 
 def memory_gib(device: torch.device) -> float:
-    """GPU: the most that was allocated so far. CPU: what the process holds now."""
+    """The most so far: allocated on a GPU, held by the process on a CPU (outside Linux, what it holds now)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
-    return float(psutil.Process().memory_info().rss) / GIB
+    return (peak_bytes() if sys.platform == "linux" else held_bytes()) / GIB
 
 
 def _not_finite(row: dict[str, Any]) -> str:

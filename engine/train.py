@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engine.checkpoint import prune, save
 from engine.config import TrainConfig, to_dict
 from engine.control import Control
-from engine.environment import has_bf16, memory_bounded, memory_within_reach
+from engine.environment import give_back_memory, has_bf16, memory_bounded, memory_within_reach
 from engine.errors import DivergedError, LabError, OutOfMemoryError, TrainingError, storage_sentence
 from engine.fit import what_would_fit
 from engine.memory import estimate_memory
@@ -60,6 +60,7 @@ def train(
         raise failure from error.__cause__ if failure is error else error
     finally:
         run.close()
+        give_back_memory()
     return run.reader
 
 

@@ -29,10 +29,14 @@ def chosen_run() -> Run | None:
 
 @st.fragment(run_every=2.0)
 @guard()
-def follow(shown: str) -> None:
-    """Go to a run that has begun elsewhere, for example in a terminal."""
-    active = active_runs()
-    if active and all(run.id != shown for run in active):
+def follow(shown: str, *, only: bool) -> None:
+    """Go to a run that has begun elsewhere, for example in a terminal; or see that the one that is shown goes on.
+
+    Args:
+        shown: the id of the run in view, which nobody trains.
+        only: whether the address names it, so that other runs are no reason to leave it.
+    """
+    if any(run.id == shown or not only for run in active_runs()):
         st.rerun()
 
 
@@ -53,9 +57,10 @@ else:
             config_form()
     run_view(run)
     actions.details_link(run.id, "Everything about this run: checkpoints, playground, lineage, downloads")
-if "run" not in st.query_params and (run is None or not run.is_locked):
-    follow(run.id if run else "")
-elif run is not None:
+named = "run" in st.query_params
+if run is None or not (run.is_locked or (named and run.state == "completed")):
+    follow(run.id if run else "", only=named and run is not None)
+if run is not None and (named or run.is_locked):
     others = [other for other in active_runs() if other.id != run.id]
     for other in others:
         actions.run_link(other.id, f"Another run is training now: {other.info.get('name') or other.id}")

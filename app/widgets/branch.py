@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from app.widgets import actions, formats
-from app.widgets.form_fields import ask_changes
+from app.widgets.form_fields import ask_changes, in_words_of_the_form
 from app.widgets.formats import plain
 from app.widgets.guard import guard
 from app.widgets.snapshot import Snapshot
@@ -30,7 +30,7 @@ def branch_button(shot: Snapshot, checkpoints: list[Checkpoint]) -> None:
 def _dialog(shot: Snapshot, checkpoints: list[Checkpoint]) -> None:
     st.write(
         "A branch is a new run that starts with a checkpoint's weights and changed settings. The run itself stays as "
-        "it is; to go on with it unchanged, close this and press Resume."
+        "it is" + ("; to go on with it unchanged, close this and press Resume." if shot.resume_step else ".")
     )
     by_step = {checkpoint.step: checkpoint for checkpoint in reversed(checkpoints)}
     step = st.selectbox("Checkpoint", list(by_step), format_func=lambda s: describe(by_step[s]), key="branch-step")
@@ -50,7 +50,8 @@ def _dialog(shot: Snapshot, checkpoints: list[Checkpoint]) -> None:
 
 def _stays(config: TrainConfig) -> str:
     """What a branch cannot change, and why."""
-    kept = [f"{label(n).lower()} {getattr(config, n)}" for n, f in SETTINGS.items() if f.metadata["architecture"]]
+    architecture = {name: getattr(config, name) for name, f in SETTINGS.items() if f.metadata["architecture"]}
+    kept = [f"{label(name).lower()} {formats.setting(value)}" for name, value in architecture.items()]
     return plain(f"It keeps {', '.join(kept)}: they decide the shapes of the weights. For others, start a new run.")
 
 
@@ -71,13 +72,14 @@ def _preview(shot: Snapshot, step: int, changes: dict[str, Any]) -> bool:
         plan = plan_branch(shot.run.id, step, changes)
     except ConfigError as error:
         for problem in error.problems:
-            st.error(f"**{plain(label(problem.field))}**: {plain(problem.message)}", icon=":material/block:")
+            message = plain(in_words_of_the_form(problem.message))
+            st.error(f"**{plain(label(problem.field))}**: {message}", icon=":material/block:")
         return True
     except LabError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return True
     st.markdown(f"From step {step:,} to step {plan.total_steps:,}. What differs:")
     for difference in differences_that_matter(shared_out(shot.run), plan.config):
-        before, after = plain(str(difference.old)), plain(str(difference.new))
+        before, after = plain(formats.setting(difference.old)), plain(formats.setting(difference.new))
         st.markdown(f"- **{plain(label(difference.name))}**: {before} → {after}. {plain(difference.effect)}")
     return False

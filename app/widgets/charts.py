@@ -224,6 +224,8 @@ def line_figure(
     chosen = thin(x, y)
     line = dict(color=colour(curve.run_id), width=1.5)
     figure["data"] = [trace(x[chosen], y[chosen], unit, line, hover=hover, showlegend=False)]
+    if column == "learning_rate":
+        figure["layout"]["yaxis"]["exponentformat"] = "e"  # 3e-4, as one sets it, and not 300µ
     add_rungs(figure, marks)
     return say_if_empty(figure)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,13 +9,13 @@ import streamlit as st
 
 from app.widgets import actions, formats
 from app.widgets.corpus_work import corpora_in_wait, get_ready
-from app.widgets.form_fields import ask_all, fill, is_untouched
+from app.widgets.form_fields import ask_all, fill, in_words_of_the_form, is_untouched
 from app.widgets.form_outlook import outlook
 from app.widgets.form_shortcuts import last_settings, shortcuts
 from app.widgets.guard import guard
 from app.widgets.machine import machine
 from engine import session
-from engine.config import SETTINGS, TrainConfig, command, differences, flag, from_dict, label
+from engine.config import SETTINGS, TrainConfig, command, differences, from_dict, label
 from engine.errors import ConfigError, Problem
 from engine.plan import Plan, cautions
 from engine.start import plan_run
@@ -57,7 +56,7 @@ def _show_problems(problems: list[Problem], spots: Mapping[str, Any]) -> None:
     """Each problem beside its field; and all fields that have one in a sentence, since some may be out of sight."""
     hidden = []
     for problem in problems:
-        message = formats.plain(_in_words_of_the_form(problem.message))
+        message = formats.plain(in_words_of_the_form(problem.message))
         if problem.field in spots:
             spots[problem.field].markdown(f":small[:red[{message}]]")
         else:
@@ -70,19 +69,11 @@ def _show_problems(problems: list[Problem], spots: Mapping[str, Any]) -> None:
 def _show_cautions(found: list[Problem], spots: Mapping[str, Any]) -> None:
     """Each beside its field, or below the fields when it is out of sight."""
     for caution in found:
-        message = formats.plain(_in_words_of_the_form(caution.message))
+        message = formats.plain(in_words_of_the_form(caution.message))
         if caution.field in spots:
             spots[caution.field].markdown(f":small[:orange[{message}]]")
         else:
             st.warning(f"{label(caution.field)}: {message}", icon=":material/warning:")
-
-
-def _in_words_of_the_form(message: str) -> str:
-    """The engine's sentence with labels in place of the command line's flags."""
-    for name in SETTINGS:
-        message = re.sub(rf"{flag(name)}\b", label(name), message)
-    is_a_name = not message.partition(" ")[0].isalpha()  # such as fp16
-    return message if is_a_name else message[:1].upper() + message[1:]
 
 
 def _show_choices(plan: Plan, asked: TrainConfig, spots: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import Field
@@ -11,7 +12,7 @@ from typing import Any
 
 import streamlit as st
 
-from engine.config import SETTINGS, TrainConfig, label, to_dict
+from engine.config import SETTINGS, TrainConfig, flag, label, to_dict
 from engine.corpora import list_corpora
 
 DEFAULTS = to_dict(TrainConfig())
@@ -35,6 +36,14 @@ def change(values: Mapping[str, Any]) -> None:
 def is_untouched() -> bool:
     """Whether nothing has been put into the fields yet."""
     return not any(f"setting-{name}" in st.session_state for name in SETTINGS)
+
+
+def in_words_of_the_form(message: str) -> str:
+    """The engine's sentence with labels in place of the command line's flags."""
+    for name in SETTINGS:
+        message = re.sub(rf"{flag(name)}\b", label(name), message)
+    is_a_name = not message.partition(" ")[0].isalpha()  # such as fp16
+    return message if is_a_name else message[:1].upper() + message[1:]
 
 
 def ask_all(spots: dict[str, Any]) -> dict[str, Any]:

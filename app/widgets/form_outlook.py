@@ -11,11 +11,12 @@ from app.widgets.form_fields import change as change_fields
 from app.widgets.formats import plain
 from app.widgets.machine import machine
 from app.widgets.plot import plot
+from engine import session
 from engine.config import TrainConfig
 from engine.environment import GIB, has_bf16
 from engine.errors import LabError
 from engine.fit import what_would_fit
-from engine.memory import CARDS, estimate_memory
+from engine.memory import CARDS, Breakdown, estimate_memory
 from engine.pace import Pace, measure_pace, pace_of_earlier_runs
 from engine.plan import Plan
 from engine.run import list_runs
@@ -78,7 +79,7 @@ def _memory(plan: Plan, asked: TrainConfig) -> None:
     here = machine()
     device = plan.config.device
     limit = (here.memory_gib if device == "cpu" else here.device_memory_gib) * GIB
-    estimate = estimate_memory(plan.config, device)
+    estimate = estimate_memory(plan.config, device, held=session.held_memory())
     limits = [("this machine" if device == "cpu" else "this GPU", limit / GIB)]
     limits += [(f"{size} GB", size * 10**9 / GIB) for size in CARDS]
     figure = charts.memory_figure({name: size / GIB for name, size in estimate.parts.items()}, limits)
@@ -90,7 +91,7 @@ def _memory(plan: Plan, asked: TrainConfig) -> None:
         title=f"Memory: about {formats.size(estimate.total)} {what}, an estimate",
     )
     if estimate.total > limit:
-        _what_would_fit(plan, device, estimate.total, limit)
+        _what_would_fit(plan, device, estimate, limit)
     if device == "cpu":
         _on_a_card(asked)
 
@@ -103,10 +104,11 @@ def _on_a_card(asked: TrainConfig) -> None:
     st.caption(f"On a GPU it would need about {formats.size(needed)}, an estimate: {fits}.")
 
 
-def _what_would_fit(plan: Plan, device: str, needed: int, limit: float) -> None:
+def _what_would_fit(plan: Plan, device: str, estimate: Breakdown, limit: float) -> None:
     """Say that memory will not do, and offer each change that would make it do."""
-    short = f"This run needs about {formats.size(needed)}, an estimate, and there are {formats.size(limit)}."
-    changes = what_would_fit(plan.config, device, limit, has_bf16=has_bf16(device))
+    short = f"This run needs about {formats.size(estimate.total)}, an estimate, and there are {formats.size(limit)}."
+    besides = estimate.total - estimate_memory(plan.config, device).total  # what the app's process holds more
+    changes = what_would_fit(plan.config, device, limit - besides, has_bf16=has_bf16(device))
     ahead = "Each of these would fit:" if changes else "No settings fit."
     st.error(f"{short} {ahead}", icon=":material/memory:")
     would_fit.offer([(change.settings, change.saving) for change in changes], change_fields, key="fit")

@@ -28,6 +28,11 @@ def short_count(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def setting(value: object) -> str:
+    """A setting's value: a switch is on or off, a text that is empty is seen to be."""
+    return ("on" if value else "off") if isinstance(value, bool) else str(value) or "empty"
+
+
 def rate(value: float | None) -> str:
     """Tokens per second."""
     return DASH if _missing(value) else f"{short_count(value)} tok/s"

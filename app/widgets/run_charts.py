@@ -41,7 +41,7 @@ PANELS = {  # column -> title, unit, format of a value, meaning
         "Memory",
         "GiB",
         ",.2f",
-        "On a GPU the most that was allocated so far, on a CPU what the process holds. The line is the estimate made "
+        "The most so far: on a GPU what was allocated, on a CPU what the process held. The line is the estimate made "
         "before the start.",
     ),
 }

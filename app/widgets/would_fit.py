@@ -32,7 +32,7 @@ def offer(
     pressed = False
     with st.container(horizontal=True, gap="small"):
         for number, (settings, saving) in enumerate(changes):
-            words = ", ".join(f"{label(name)} {_shown(value)}" for name, value in settings.items())
+            words = ", ".join(f"{label(name)} {formats.setting(value)}" for name, value in settings.items())
             pressed |= st.button(
                 f"{plain(words)} · saves {formats.size(saving)}",
                 key=f"{key}-{number}",
@@ -40,10 +40,6 @@ def offer(
                 args=(dict(settings),),
             )
     return pressed
-
-
-def _shown(value: Any) -> str:
-    return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 
 def after_failure(shot: Snapshot) -> None:

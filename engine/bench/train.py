@@ -36,7 +36,7 @@ class TrainingSpeed:
         warm_up_s: from nothing until steps had their full speed: compiled and recorded, where they are.
         flops: floating-point operations a second, by `engine.accelerate.flops_per_token`.
         matmul_flops: of a large matrix product in the same precision, in the same process.
-        peak_gib: GPU: the most that was allocated. CPU: what the process holds.
+        peak_gib: GPU: the most that was allocated. CPU: that the process held.
     """
 
     tokens_per_s: float

@@ -72,6 +72,12 @@ def test_news_without_scripts_a_reload_and_the_end(page: Page, run: ActiveRun) -
     answers.clear()
     page.wait_for_timeout(2500)
     assert not answers
+
+    # Somewhere else it goes on: an open page sees that.
+    again = ActiveRun(run.id, run.plan, dict(run.reader.info)).open()
+    again.set_state("running")
+    expect_state(page, "running")
+    again.close()
     no_traceback(page)
 
 

@@ -323,6 +323,13 @@ def test_what_goes_well_is_told_with_its_rung() -> None:
     assert "bigram" in say(table(power_law(1000, floor=4.2)), ladder=LADDER)["well"].evidence, "of the training loss"
 
 
+def test_validation_is_compared_with_training_where_it_was_measured() -> None:
+    losses = power_law(200)
+    val = np.where(np.arange(1, 201) == 100, losses, np.nan)  # the training loss fell by 0.3 since
+    evidence = say(table(losses, val_loss=val))["well"].evidence
+    assert f"validation {losses[99]:.2f}, +0.0" in evidence or f"validation {losses[99]:.2f}, -0.0" in evidence
+
+
 @pytest.mark.parametrize("rows", range(10))
 def test_a_few_rows_are_too_few(rows: int) -> None:
     losses = power_law(1000)[:rows]

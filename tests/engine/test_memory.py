@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from engine.config import PRESETS, SETTINGS, TrainConfig
-from engine.memory import estimate_memory
+from engine.memory import GIB, estimate_memory
 from engine.paths import PROJECT
 from tests.memory_tables import CPU, GPU, cpu_errors, errors
 
@@ -73,6 +73,14 @@ def test_more_tokens_need_more_and_parts_add_up(preset: str, device: str) -> Non
     assert all(part >= 0 for part in small.parts.values())
     for change in ({"batch_size": 8}, {"context_length": 256}, {"tie_embeddings": False}):
         assert estimate_memory(replace(config, **change), device).total > small.total
+
+
+def test_a_run_comes_on_top_of_what_its_process_holds() -> None:
+    config, alone = TrainConfig(), estimate_memory(TrainConfig(), "cpu")
+    assert estimate_memory(config, "cpu", held=alone.process // 2) == alone
+    app = estimate_memory(config, "cpu", held=alone.process + GIB)
+    assert app.total == alone.total + GIB and app.activations == alone.activations
+    assert estimate_memory(config, "cuda", held=GIB) == estimate_memory(config, "cuda")
 
 
 @pytest.mark.parametrize("held_back", [False, True])

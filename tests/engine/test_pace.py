@@ -22,7 +22,13 @@ CONFIG = TrainConfig(context_length=64, batch_size=2, device="cpu", precision="f
 
 
 def add_run(
-    folder: Path, number: int, rate: float, device: str = "This CPU", seconds: float = 10.0, **changes: Any
+    folder: Path,
+    number: int,
+    rate: float,
+    device: str = "This CPU",
+    seconds: float = 10.0,
+    steps: int = 20,
+    **changes: Any,
 ) -> None:
     run = folder / f"20261122-15301{number}-nano-verdict-000{number}"
     run.mkdir()
@@ -30,7 +36,7 @@ def add_run(
         "name": f"Run {number}",
         "config": to_dict(CONFIG) | changes,
         "environment": {"machine": {"device_name": device}},
-        "progress": {"tokens": int(rate * seconds), "elapsed_s": seconds},
+        "progress": {"tokens": int(rate * seconds), "elapsed_s": seconds, "step": steps},
         "parent": None,
     }
     (run / "run.json").write_text(json.dumps(info))
@@ -42,6 +48,7 @@ def test_the_most_similar_run_on_this_device_is_asked(runs_folder: Path) -> None
     add_run(runs_folder, 3, 9000.0, device="Another")
     add_run(runs_folder, 4, 8000.0, config="small")
     add_run(runs_folder, 5, 7000.0, seconds=0.5)
+    add_run(runs_folder, 6, 20.0, seconds=30.0, steps=3)  # mostly its validation
     found = pace_of_earlier_runs(CONFIG, list_runs(), "This CPU")
     assert found is not None and found.whole
     assert found.tokens_per_s == pytest.approx(1000) and found.basis == "the pace of run Run 1"

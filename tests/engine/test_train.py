@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pandas as pd
 import pytest
 
@@ -23,6 +25,7 @@ def test_the_smoke_run_falls_below_seven() -> None:
     assert rows.epoch.iloc[-1] == pytest.approx(run.total_steps * 4 / 18)
     assert (rows.elapsed_s.diff().dropna() > 0).all()
     assert (rows.memory_gib > 0).all()
+    assert rows.memory_gib.is_monotonic_increasing or sys.platform != "linux"  # the most so far
     assert run.state == "completed"
     assert run.info["parameters"] == run.config.model.parameters
     assert {event.kind for event in run.events} >= {"started", "saved", "completed"}
