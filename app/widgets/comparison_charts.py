@@ -38,6 +38,7 @@ MOST_WITH_ALL_HOVER = 8  # runs whose validation losses have room in the box bes
 POINTS = 24_000  # of a chart: what a browser draws without a wait
 LEAST_POINTS = 150  # of a line
 LEGEND_HEIGHT = 80  # pixels: four rows; a longer legend scrolls
+NEAR = {5: 0, 6: 3}  # places in the palette: indigo is near to blue, crimson to magenta
 LONGEST_NAME = 34  # characters, in a legend of many runs
 
 Numbers = NDArray[np.float64]
@@ -206,10 +207,10 @@ def _silent(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dashes(run_ids: Iterable[str]) -> Iterator[str]:
-    """Runs of one colour differ by their dashes."""
+    """Runs of one colour, or of two that are hard to tell apart, differ by their dashes."""
     taken: dict[int, int] = {}
     for run_id in run_ids:
-        number = colour_number(run_id)
+        number = NEAR.get(colour_number(run_id), colour_number(run_id))
         yield DASHES[taken.get(number, 0) % len(DASHES)]
         taken[number] = taken.get(number, 0) + 1
 

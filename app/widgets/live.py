@@ -168,7 +168,7 @@ def view_controls(key: str) -> View:
             0.99,
             0.6,
             0.01,
-            width=200,
+            width=150,
             key=f"{key}-smoothing",
             persist_state="session",
             help="Weight of the past in the moving average of the training loss. The raw line stays behind it. "

@@ -18,9 +18,9 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from app.widgets import comparison, comparison_data
-from app.widgets.charts import MAX_POINTS, View, colour, smooth
-from app.widgets.comparison_charts import MEASURES, RunCurve, overlay_figure, run_curve, scatter_figure
+from app.widgets import comparison, comparison_charts, comparison_data
+from app.widgets.charts import MAX_POINTS, View, colour, colour_number, smooth
+from app.widgets.comparison_charts import MEASURES, NEAR, RunCurve, overlay_figure, run_curve, scatter_figure
 from app.widgets.comparison_data import choice, overlay, shared_rungs
 from engine.config import TrainConfig, to_dict
 from engine.history import History
@@ -148,6 +148,13 @@ def test_a_loss_that_was_no_number_is_marked_and_a_missing_value_is_not() -> Non
     assert [shape.x0 for shape in loss.layout.shapes] == [2]
     memory = overlaid({A: run_curve(history, "memory_gib", View())}, "memory_gib")
     assert not memory.layout.shapes and memory.data[0].y == (1.0, None, 1.0)
+
+
+def test_runs_whose_colours_are_near_differ_by_their_dashes() -> None:
+    ids = [f"run-{number}" for number in range(200)]
+    by_colour = {colour_number(run_id): run_id for run_id in ids}
+    for number, near in NEAR.items():
+        assert list(comparison_charts._dashes([by_colour[number], by_colour[near]])) == ["solid", "dash"]
 
 
 def test_a_scatter_has_a_point_for_each_run_that_was_measured() -> None:
