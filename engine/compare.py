@@ -9,10 +9,10 @@ print(both.differences, both.results, both.same_tokens.table, sep="\\n\\n")
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from engine.config import SETTINGS
 from engine.corpora.density import bits_per_byte, bytes_per_token
 from engine.errors import RunError
 from engine.history import History, Load, Measured, history
+from engine.metrics import Columns
 from engine.run import load_run
 
 WINDOW = 0.05  # a training loss is the mean over the last twentieth of the tokens, or seconds, up to where it is read
@@ -71,17 +72,25 @@ class Comparison:
             `val_loss` by the bytes of the validation text, where its tokens are here; `tokens_per_s`: median of its
             steps; `elapsed_s`: training time, pauses left out, a branch's parents' included; `wall_s`: from its start
             to its last step, everything included; `memory_gib`: the most that was measured.
-        same_tokens, same_time: the losses at the largest number of tokens, or seconds of training, all have reached.
         same_corpus: whether all train on one text; otherwise their training losses cannot be compared.
         same_validation: whether all validate on one text; otherwise neither can their validation losses.
     """
 
     settings: pd.DataFrame
     results: pd.DataFrame
-    same_tokens: Reading
-    same_time: Reading
     same_corpus: bool
     same_validation: bool
+    _read: Callable[[str], Reading] = field(repr=False)
+
+    @cached_property
+    def same_tokens(self) -> Reading:
+        """The losses at the largest number of tokens that all have reached; read when they are asked for first."""
+        return self._read("tokens")
+
+    @cached_property
+    def same_time(self) -> Reading:
+        """The losses at the most seconds of training that all have reached; read when they are asked for first."""
+        return self._read("elapsed_s")
 
     @property
     def differences(self) -> pd.DataFrame:
@@ -106,7 +115,7 @@ class Comparison:
 
 
 _LOSSES = ("train_loss", "val_loss", "best_val_loss", "perplexity", "bits_per_byte")
-_COLUMNS = ("step", "tokens", "elapsed_s", "train_loss", "val_loss")
+_MEASURED = ("step", "tokens", "elapsed_s", "time", "train_loss", "val_loss", "tokens_per_s", "memory_gib")
 
 
 def compare(run_ids: Iterable[str], *, load: Load = load_run) -> Comparison:
@@ -122,29 +131,25 @@ def compare(run_ids: Iterable[str], *, load: Load = load_run) -> Comparison:
     ids = list(dict.fromkeys(run_ids))
     if not ids:
         raise RunError("There is nothing to compare: name at least one run.")
-    read = cache(lambda run_id: _Read.of(load(run_id)))  # a parent of many is read once, and at one moment
-    histories = {run_id: history(run_id, read, _COLUMNS) for run_id in ids}
-    results = {run_id: _results(run_id, read(run_id), histories[run_id].only_own()) for run_id in ids}
-    infos = {run_id: read(run_id).info for run_id in ids}
+    known = cache(lambda run_id: _Known(load(run_id)))  # what is said of a parent of many is read once
+    infos = {run_id: known(run_id).info for run_id in ids}
     return Comparison(
         settings=_settings(infos),
-        results=_table(results),
-        same_tokens=_reading(histories, "tokens"),
-        same_time=_reading(histories, "elapsed_s"),
+        results=_table({run_id: _results(run_id, known(run_id)) for run_id in ids}),
         same_corpus=len({info.get("corpus_sha256") for info in infos.values()}) == 1,
         same_validation=len({_validation_text(info) for info in infos.values()}) == 1,
+        _read=lambda axis: _reading(ids, known, axis),
     )
 
 
-@dataclass(frozen=True)
-class _Read:
-    info: dict[str, Any]
-    state: str
-    metrics: pd.DataFrame
+class _Known:
+    """A run whose info and state are read once. Its columns are not kept here: those of many runs would be too much."""
 
-    @classmethod
-    def of(cls, run: Measured) -> _Read:
-        return cls(run.info, run.state, run.metrics)
+    def __init__(self, run: Measured) -> None:
+        self.run, self.info, self.state = run, run.info, run.state
+
+    def columns(self, *names: str) -> Columns:
+        return self.run.columns(*names)
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -167,10 +172,10 @@ def _validation_text(info: Mapping[str, Any]) -> tuple[Any, ...]:
     return (other,) if other else (info.get("corpus_sha256"), _config(info).get("val_fraction"))
 
 
-def _results(run_id: str, run: _Read, own: History) -> dict[str, Any]:
-    info, metrics = run.info, run.metrics
+def _results(run_id: str, run: Measured) -> dict[str, Any]:
+    info, own = run.info, History(run.columns(*_MEASURED), 0)
     there = len(own) > 0
-    measured = own["val_loss"][np.isfinite(own["val_loss"])]
+    measured = _finite(own["val_loss"])
     val_loss = float(measured[-1]) if len(measured) else math.nan
     density = _bytes_per_token(info)
     return {
@@ -184,10 +189,10 @@ def _results(run_id: str, run: _Read, own: History) -> dict[str, Any]:
         "best_val_loss": float(measured.min()) if len(measured) else math.nan,
         "perplexity": math.exp(val_loss) if val_loss < 700 else math.nan,
         "bits_per_byte": bits_per_byte(val_loss, density) if density else math.nan,
-        "tokens_per_s": _of_finite(np.median, metrics, "tokens_per_s"),
+        "tokens_per_s": _of_finite(np.median, own["tokens_per_s"]),
         "elapsed_s": float(own["elapsed_s"][-1]) if there else math.nan,
-        "wall_s": _wall_s(info, metrics),
-        "memory_gib": _of_finite(np.max, metrics, "memory_gib"),
+        "wall_s": _wall_s(info, own["time"]),
+        "memory_gib": _of_finite(np.max, own["memory_gib"]),
     }
 
 
@@ -195,15 +200,20 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _of_finite(what: Any, metrics: pd.DataFrame, column: str) -> float:
-    values = metrics[column].to_numpy()
-    values = values[np.isfinite(values)]
+def _finite(values: NDArray[Any]) -> NDArray[Any]:
+    there = np.isfinite(values)
+    return values if there.all() else values[there]
+
+
+def _of_finite(what: Callable[[NDArray[Any]], Any], values: NDArray[Any]) -> float:
+    values = _finite(values)
     return float(what(values)) if len(values) else math.nan
 
 
-def _wall_s(info: Mapping[str, Any], metrics: pd.DataFrame) -> float:
+def _wall_s(info: Mapping[str, Any], times: NDArray[np.datetime64]) -> float:
     try:
-        seconds = (metrics["time"].iloc[-1] - datetime.fromisoformat(info["created"])).total_seconds()
+        last = pd.Timestamp(times[-1]).tz_localize("UTC")
+        seconds = (last - datetime.fromisoformat(info["created"])).total_seconds()
     except (IndexError, KeyError, TypeError, ValueError):
         return math.nan
     return float(seconds) if seconds >= 0 else math.nan
@@ -223,11 +233,15 @@ def _bytes_per_token(info: Mapping[str, Any]) -> float | None:
 # ------------------------------------------------------------------------------------------------- readings
 
 
-def _reading(histories: Mapping[str, History], axis: str) -> Reading:
-    rows = {run_id: h.where(np.isfinite(h[axis])) for run_id, h in histories.items()}
-    reached = [float(h[axis][-1]) for h in rows.values() if len(h)]
-    at = min(reached, default=None)
-    return Reading(axis, at, _table({run_id: _read_at(h, axis, at) for run_id, h in rows.items()}))
+def _reading(run_ids: Iterable[str], load: Load, axis: str) -> Reading:
+    def rows(run_id: str) -> History:
+        """One run's at a time: those of many long ones would be too much."""
+        read = history(run_id, load, ("step", axis, "train_loss", "val_loss"))
+        return read.where(np.isfinite(read[axis]))
+
+    places = (_finite(history(run_id, load, [axis])[axis]) for run_id in run_ids)
+    at = min((float(there[-1]) for there in places if len(there)), default=None)
+    return Reading(axis, at, _table({run_id: _read_at(rows(run_id), axis, at) for run_id in run_ids}))
 
 
 def _read_at(rows: History, axis: str, at: float | None) -> dict[str, float]:

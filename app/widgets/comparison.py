@@ -97,5 +97,5 @@ def _chart(chosen: list[Run], was_active: bool, column: str, view: View) -> None
     title = MEASURES[column].title
     chart_files("overlay", title=title, file=f"{title.lower().replace(' ', '-')}-of-{len(runs.ids)}-runs")
     for states in runs.states:
-        for problem in problems(*states[0]):
+        for problem in problems(*states[0], column, view.x):
             st.caption(f":material/warning: {formats.plain(runs.names[states[0][0].name])}: {formats.plain(problem)}")

@@ -91,12 +91,17 @@ class RunCurve:
     not_finite: NDArray[Any]
 
 
+def drawn_columns(column: str, x: str) -> tuple[str, ...]:
+    """The columns that `run_curve` draws."""
+    return (x, column, "val_loss") if column == "train_loss" else (x, column)
+
+
 def run_curve(rows: History, column: str, view: View, runs: int = 1) -> RunCurve:
     """A run's curve; of a branch from its parent's last step on, where it begins at its parent's value.
 
     Args:
-        rows: with the columns `view.x`, `column` and `val_loss`; a branch's parents' rows before its own, so that its
-            moving average goes on from theirs.
+        rows: with `drawn_columns`; a branch's parents' rows before its own, so that its moving average goes on from
+            theirs.
         column: a key of `MEASURES`.
         view: the axis and the smoothing that are wanted.
         runs: how many there are in the chart: of many, each has fewer points.
