@@ -195,7 +195,7 @@ def _staging() -> Iterator[Path]:
     """A hidden folder under `runs/`, which is gone afterwards unless it was renamed. No list of runs shows it."""
     for left in runs_dir().glob(".import-*"):
         with suppress(FileNotFoundError):  # another import has just become a run
-            if time.time() - left.stat().st_mtime > 3600 and not run_lock(left).is_held():  # its process was killed
+            if time.time() - left.stat().st_mtime > 60 and not run_lock(left).is_held():  # its process was killed
                 shutil.rmtree(left, ignore_errors=True)
     folder = runs_dir() / f".import-{secrets.token_hex(8)}"
     folder.mkdir()
@@ -307,8 +307,8 @@ def _adopt(folder: Path) -> Run:
         checks.read_strictly(folder / "labels.json")
     if (folder / "events.jsonl").exists():
         checks.check_events(folder / "events.jsonl")
-    checks.check_tables(folder)
     checks.check_checkpoints(folder)
+    checks.check_tables_apart(folder)
     first_id = info["id"]
     info["imported"] = {"id": first_id, "time": now()}
     for _ in range(20):

@@ -1,12 +1,18 @@
 """What must be true of an archive's files before they may be called a run. A file that is not as the lab writes it is
 refused with the reason, and none is opened by anything that could run code.
+
+As a command, for `check_tables_apart`: `python -m engine.archive_checks FOLDER`.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import resource
+import subprocess
+import sys
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -19,11 +25,16 @@ import pyarrow.parquet as pq
 from engine.checkpoint import FILES, list_checkpoints, verify
 from engine.errors import CheckpointError, RunError
 from engine.metrics import METRICS, SAMPLES
+from engine.paths import PROJECT
 from engine.run import SCHEMA_VERSION, STATES, is_id, parse_event, read_config
+from engine.tables import read_rows
 
 MOST_ROWS = 5_000_000  # of a table; nano takes weeks for as many steps on a CPU
 MOST_PROCESSES = 4096
 MOST_TEXT = 256 * 2**20  # bytes of all samples together
+MOST_OUTLINE = 2**20  # bytes of what a Parquet file tells of itself; a run's take some thousand
+MOST_MEMORY = 3 * 2**30  # bytes for reading a table of the most rows
+MOST_SECONDS = 300
 _CODECS = {"SNAPPY", "UNCOMPRESSED"}  # what the lab writes; neither turns a small file into an endless one
 _TIMES = (0, 253_402_300_799_999)  # ms, 1970 to 9999
 
@@ -149,8 +160,39 @@ def check_events(path: Path) -> None:
             raise RunError(f"line {number} of its events.jsonl is no event")
 
 
+def check_tables_apart(folder: Path) -> None:
+    """Like `check_tables`, in a process of its own with limited memory.
+
+    What reads Parquet can end its process over bytes that somebody made up: here that would be the app with a training.
+    """
+    command = [sys.executable, "-m", "engine.archive_checks", str(folder.absolute())]
+    try:
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=MOST_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise RunError("its tables take too long to read") from error
+    if done.returncode:
+        refused = done.returncode == _REFUSED
+        raise RunError(done.stdout.strip() if refused else "it has a table that cannot be read")
+
+
+_REFUSED = 3
+
+
+def _main(folder: Path) -> int:
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    most = MOST_MEMORY if hard == resource.RLIM_INFINITY else min(MOST_MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        check_tables(folder)
+    except RunError as error:
+        print(error)
+        return _REFUSED
+    return 0
+
+
 def check_tables(folder: Path) -> None:
-    """Read both tables through, a part at a time.
+    """Read both tables through, a part at a time, then as a reader does.
 
     Raises:
         RunError: one is damaged, foreign, or would need more memory than a run's table may.
@@ -158,12 +200,16 @@ def check_tables(folder: Path) -> None:
     for name, schema in (("metrics", METRICS), ("samples", SAMPLES)):
         path = folder / f"{name}.parquet"
         try:
-            _check_table(path, schema)
+            rows = _check_table(path, schema)
+            if len(read_rows(folder, name, schema)) != rows:
+                raise ValueError("its columns are not of one length")
         except (OSError, pa.ArrowException, ValueError) as error:
             raise RunError(f"its {path.name} is no table that can be read") from error
 
 
-def _check_table(path: Path, schema: pa.Schema) -> None:
+def _check_table(path: Path, schema: pa.Schema) -> int:
+    """Returns how many rows it has."""
+    _check_outline_size(path)
     with pq.ParquetFile(path) as file:
         _check_outline(file, path.name, schema)
         texts = [field.name for field in file.schema_arrow if field.type == pa.string()]
@@ -175,6 +221,15 @@ def _check_table(path: Path, schema: pa.Schema) -> None:
             text_size += sum(_text_bytes(batch.column(name)) for name in texts)
             if text_size > MOST_TEXT:
                 raise RunError(f"its {path.name} holds more text than {MOST_TEXT // 2**20} MiB")
+        return int(file.metadata.num_rows)
+
+
+def _check_outline_size(path: Path) -> None:
+    """Before it is read: it may take a hundred times as much memory."""
+    with path.open("rb") as file:
+        most = file.seek(-8, os.SEEK_END)  # its size, and "PAR1"
+        if MOST_OUTLINE < int.from_bytes(file.read(4), "little") <= most:
+            raise RunError(f"its {path.name} is made of more parts than a run's")
 
 
 def _check_outline(file: pq.ParquetFile, name: str, schema: pa.Schema) -> None:
@@ -240,3 +295,7 @@ def _check_tensors(path: Path) -> None:
             pass
     except (SafetensorError, OSError, ValueError) as error:
         raise RunError(f"{path.parent.name}/{path.name} in it does not hold tensors in safetensors format") from error
+
+
+if __name__ == "__main__":
+    sys.exit(_main(Path(sys.argv[1])))

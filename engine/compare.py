@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from engine.config import SETTINGS
 from engine.corpora.density import bits_per_byte, bytes_per_token
 from engine.errors import RunError
-from engine.history import History, Load, Measured, history
+from engine.history import History, Load, Measured, ancestors, history
 from engine.metrics import Columns
 from engine.run import load_run
 
@@ -51,7 +51,8 @@ class Reading:
         at: the place, in tokens or seconds; None when nothing was measured.
         table: a row a run, indexed by id. `step`: the last one up to there. `train_loss`: mean over the last twentieth
             of the way there, as a single step says little. `val_loss`: the last one measured up to there, and `val_at`:
-            where that was, on the axis. Of a branch the steps of its parents count too.
+            where that was, on the axis. Of a branch the steps of its parents count too, but no loss that they had on
+            another text.
     """
 
     axis: str
@@ -70,10 +71,10 @@ class Comparison:
             `train_loss`: nats per token, mean over the last twentieth of the run's own tokens; `val_loss`: the last one
             measured; `best_val_loss`: the lowest one; `perplexity`: e to the `val_loss`; `bits_per_byte`: the
             `val_loss` by the bytes of the validation text, where its tokens are here; `tokens_per_s`: median of its
-            steps; `elapsed_s`: training time, pauses left out, a branch's parents' included; `wall_s`: from its start
-            to its last step, everything included; `memory_gib`: the most that was measured.
-        same_corpus: whether all train on one text; otherwise their training losses cannot be compared.
-        same_validation: whether all validate on one text; otherwise neither can their validation losses.
+            steps; `elapsed_s`: training time, pauses left out; `wall_s`: from its start to its last step, everything
+            included, and both with what a branch's parents took up to it; `memory_gib`: the most that was measured.
+        same_corpus: whether all are known to train on one text; otherwise their training losses cannot be compared.
+        same_validation: whether all are known to validate on one; otherwise neither can their validation losses.
     """
 
     settings: pd.DataFrame
@@ -135,9 +136,9 @@ def compare(run_ids: Iterable[str], *, load: Load = load_run) -> Comparison:
     infos = {run_id: known(run_id).info for run_id in ids}
     return Comparison(
         settings=_settings(infos),
-        results=_table({run_id: _results(run_id, known(run_id)) for run_id in ids}),
-        same_corpus=len({info.get("corpus_sha256") for info in infos.values()}) == 1,
-        same_validation=len({_validation_text(info) for info in infos.values()}) == 1,
+        results=_table({run_id: _results(run_id, known) for run_id in ids}),
+        same_corpus=_all_the_same([_training_text(info) for info in infos.values()]),
+        same_validation=_all_the_same([_validation_text(info) for info in infos.values()]),
         _read=lambda axis: _reading(ids, known, axis),
     )
 
@@ -166,13 +167,23 @@ def _settings(infos: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index(SETTINGS, name="setting"), dtype=object)
 
 
-def _validation_text(info: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells the validation text of a run from another one's."""
-    other = info.get("val_corpus_sha256")
-    return (other,) if other else (info.get("corpus_sha256"), _config(info).get("val_fraction"))
+def _training_text(info: Mapping[str, Any]) -> Any:
+    """What tells the text of a run from another one's; None when it is not known."""
+    return info.get("corpus_sha256")
 
 
-def _results(run_id: str, run: Measured) -> dict[str, Any]:
+def _validation_text(info: Mapping[str, Any]) -> Any:
+    """The same of its validation text."""
+    own = _training_text(info)
+    return info.get("val_corpus_sha256") or (own and (own, _config(info).get("val_fraction")))
+
+
+def _all_the_same(texts: list[Any]) -> bool:
+    return len(texts) == 1 or (texts[0] is not None and all(text == texts[0] for text in texts))
+
+
+def _results(run_id: str, load: Load) -> dict[str, Any]:
+    run = load(run_id)
     info, own = run.info, History(run.columns(*_MEASURED), 0)
     there = len(own) > 0
     measured = _finite(own["val_loss"])
@@ -184,14 +195,15 @@ def _results(run_id: str, run: Measured) -> dict[str, Any]:
         "parameters": _number(info.get("parameters")),
         "steps": float(own["step"][-1]) if there else math.nan,
         "tokens": float(own["tokens"][-1]) if there else math.nan,
-        "train_loss": _level(own, "tokens", own["tokens"][-1]) if there else math.nan,
+        "train_loss": _level(own, "tokens", own["tokens"][-1], _begin(info, own)) if there else math.nan,
         "val_loss": val_loss,
         "best_val_loss": float(measured.min()) if len(measured) else math.nan,
         "perplexity": math.exp(val_loss) if val_loss < 700 else math.nan,
         "bits_per_byte": bits_per_byte(val_loss, density) if density else math.nan,
         "tokens_per_s": _of_finite(np.median, own["tokens_per_s"]),
         "elapsed_s": float(own["elapsed_s"][-1]) if there else math.nan,
-        "wall_s": _wall_s(info, own["time"]),
+        "wall_s": _wall_s(info, own["time"])
+        + sum(_wall_s_until(step, load(run)) for run, step in ancestors(run_id, load)),
         "memory_gib": _of_finite(np.max, own["memory_gib"]),
     }
 
@@ -219,6 +231,18 @@ def _wall_s(info: Mapping[str, Any], times: NDArray[np.datetime64]) -> float:
     return float(seconds) if seconds >= 0 else math.nan
 
 
+def _wall_s_until(step: int, parent: Measured) -> float:
+    """What a parent took to get from its start to a step; nothing when it was branched where it began itself."""
+    rows = parent.columns("step", "time")
+    times = rows["time"][: int(np.searchsorted(rows["step"], step, side="right"))]
+    return _wall_s(parent.info, times) if len(times) else 0.0
+
+
+def _begin(info: Mapping[str, Any], own: History) -> float:
+    """Where a run's own tokens begin, to a step."""
+    return float(own["tokens"][0]) if info.get("parent") else 0.0
+
+
 def _bytes_per_token(info: Mapping[str, Any]) -> float | None:
     """Of the validation text."""
     config = _config(info)
@@ -233,11 +257,21 @@ def _bytes_per_token(info: Mapping[str, Any]) -> float | None:
 # ------------------------------------------------------------------------------------------------- readings
 
 
+def _without_other_texts(run_id: str, load: Load, rows: History) -> History:
+    """Leave out the losses that a branch's parents measured on another text than its own."""
+    info, columns = load(run_id).info, dict(rows.columns)
+    for parent, step in ancestors(run_id, load):
+        for column, text in (("train_loss", _training_text), ("val_loss", _validation_text)):
+            if text(load(parent).info) != text(info):
+                columns[column] = np.where(rows["step"] <= step, math.nan, columns[column])
+    return History(columns, rows.own)
+
+
 def _reading(run_ids: Iterable[str], load: Load, axis: str) -> Reading:
     def rows(run_id: str) -> History:
         """One run's at a time: those of many long ones would be too much."""
         read = history(run_id, load, ("step", axis, "train_loss", "val_loss"))
-        return read.where(np.isfinite(read[axis]))
+        return _without_other_texts(run_id, load, read).where(np.isfinite(read[axis]))
 
     places = (_finite(history(run_id, load, [axis])[axis]) for run_id in run_ids)
     at = min((float(there[-1]) for there in places if len(there)), default=None)
@@ -256,13 +290,13 @@ def _read_at(rows: History, axis: str, at: float | None) -> dict[str, float]:
     }
 
 
-def _level(rows: History, axis: str, at: float) -> float:
-    """The mean training loss over the last twentieth of the way to `at`, the last step up to there at least.
+def _level(rows: History, axis: str, at: float, begin: float = 0.0) -> float:
+    """The mean training loss over the last twentieth of the way from `begin` to `at`, of the last step there at least.
 
     Not a number when one of them was none: a run that diverged there has no loss.
     """
     places: NDArray[Any] = rows[axis]
     end = int(np.searchsorted(places, at, side="right"))
-    first = min(int(np.searchsorted(places, at * (1 - WINDOW), side="right")), end - 1)
+    first = min(int(np.searchsorted(places, at - (at - begin) * WINDOW, side="right")), end - 1)
     level = float(np.mean(rows["train_loss"][first:end])) if end else math.nan
     return level if math.isfinite(level) else math.nan

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError, Problem, RunError, storage_sentence
-from engine.files import read_json, write_json
+from engine.files import one_at_a_time, read_json, write_json
 
 LABELS_FILE = "labels.json"
 MAX_NAME = 120  # characters
@@ -20,6 +20,7 @@ MAX_NOTES = 4000
 MAX_TAGS = 20
 MAX_TAG = 40
 _MISREAD = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, separators of lines and paragraphs
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and signs by their category, but without ink
 _REORDER = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}  # make a text look like another one
 
 
@@ -36,7 +37,7 @@ def read_labels(folder: Path) -> dict[str, Any]:
 
 
 def write_labels(folder: Path, changes: Mapping[str, Any]) -> None:
-    """Change some labels of the run in `folder` and keep the others. Of two writers at once the later wins.
+    """Change some labels of the run in `folder` and keep the others, also those that somebody else changes meanwhile.
 
     Args:
         folder: of the run.
@@ -46,6 +47,24 @@ def write_labels(folder: Path, changes: Mapping[str, Any]) -> None:
         ConfigError: values that are too long, or hold characters that no one can see; all of them together.
         RunError: the folder cannot be written.
     """
+    change_labels(folder, lambda: changes)
+
+
+def change_labels(folder: Path, change: Callable[[], Mapping[str, Any]]) -> None:
+    """Like `write_labels`, for changes that are made from what the labels are.
+
+    Args:
+        folder: of the run.
+        change: returns the changes; nobody else changes the labels before they are written.
+    """
+    try:
+        with one_at_a_time(folder):
+            write_json(folder / LABELS_FILE, read_labels(folder) | _cleaned(change()))
+    except OSError as error:
+        raise RunError(storage_sentence(error, folder)) from error
+
+
+def _cleaned(changes: Mapping[str, Any]) -> dict[str, Any]:
     cleaned: dict[str, Any] = {}
     problems = []
     for label, value in changes.items():
@@ -55,10 +74,7 @@ def write_labels(folder: Path, changes: Mapping[str, Any]) -> None:
             problems.append(Problem(label, str(error)))
     if problems:
         raise ConfigError(problems)
-    try:
-        write_json(folder / LABELS_FILE, read_labels(folder) | cleaned)
-    except OSError as error:
-        raise RunError(storage_sentence(error, folder)) from error
+    return cleaned
 
 
 def showable(text: str) -> str:
@@ -87,7 +103,14 @@ def _name(value: Any) -> str:
     text = _text(value, MAX_NAME)
     if not text:
         raise ValueError("must not be empty.")
+    if not _is_seen(text):
+        raise ValueError("has nothing in it that can be seen.")
     return text
+
+
+def _is_seen(text: str) -> bool:
+    """Whether something of it leaves ink: no name may be only blanks, joiners and marks of direction."""
+    return any(unicodedata.category(sign)[0] not in "CMZ" and sign not in _BLANK for sign in text)
 
 
 def _notes(value: Any) -> str:
@@ -103,7 +126,7 @@ def _tags(value: Any) -> list[str]:
             tag = _text(entry, MAX_TAG)
         except ValueError as error:
             raise ValueError(f"has a tag that cannot be used: it {error}") from error
-        if tag:
+        if _is_seen(tag):
             tags.setdefault(tag.casefold(), tag)  # "Best" and "best" are one tag
     if len(tags) > MAX_TAGS:
         raise ValueError(f"has {len(tags)} tags; at most {MAX_TAGS} are possible.")

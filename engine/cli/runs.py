@@ -12,7 +12,7 @@ from pathlib import Path
 from engine.cli.common import DONE, FAILED, duration, run_command
 from engine.config import SETTINGS
 from engine.errors import LabError
-from engine.labels import write_labels
+from engine.labels import change_labels, write_labels
 from engine.library import list_summaries, summary_of
 from engine.run import load_run
 from engine.trash import empty_trash, list_trash, restore_run, trash_run
@@ -140,10 +140,14 @@ def _note(options: argparse.Namespace) -> int:
 
 def _tag(options: argparse.Namespace) -> int:
     run = load_run(options.run)
-    before = summary_of(run.id).tags
-    named = {tag.strip().casefold() for tag in options.tags}
-    kept = [tag for tag in before if tag.casefold() not in named]
-    write_labels(run.folder, {"tags": kept if options.remove else [*before, *options.tags]})
+
+    def change() -> dict[str, list[str]]:
+        before = summary_of(run.id).tags
+        named = {tag.strip().casefold() for tag in options.tags}
+        kept = [tag for tag in before if tag.casefold() not in named]
+        return {"tags": kept if options.remove else [*before, *options.tags]}
+
+    change_labels(run.folder, change)
     print(f"Run {run.id} has {', '.join(summary_of(run.id).tags) or 'no tags'} now.")
     return DONE
 

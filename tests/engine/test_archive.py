@@ -25,6 +25,7 @@ import torch
 
 from engine import TrainConfig, archive, archive_checks, resume_run, train
 from engine.archive import import_archive, write_archive
+from engine.archive_checks import check_tables_apart
 from engine.checkpoint import Contents, save
 from engine.cli.export import main as export
 from engine.cli.runs import main as runs
@@ -60,6 +61,12 @@ def measured(run: Run) -> pd.DataFrame:
 def weights_hash(run: Run) -> str:
     manifest = read_json(run.checkpoints[-1].path / "manifest.json")
     return str(manifest and manifest["files"])
+
+
+@pytest.fixture(autouse=True)
+def tables_checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process for each of a hundred archives would take a minute; `check_tables_apart` below is the real one."""
+    monkeypatch.setattr(archive_checks, "check_tables_apart", archive_checks.check_tables)
 
 
 # -------------------------------------------------------------------------------------------- there and back
@@ -411,6 +418,27 @@ def test_tables_that_are_none_of_a_run(good: Files, tmp_path: Path, refused: Any
     refused(pack(good, path), "more than 1 rows")
 
 
+def test_tables_that_would_end_or_fill_the_process(good: Files, tmp_path: Path, refused: Any) -> None:
+    """Arrow ends its process over a codec that does not exist, and a file may say that it has a million parts."""
+    (tmp_path / "samples.parquet").write_bytes(good["samples.parquet"])
+    content = parquet(rows(METRICS, step=[1, 2]), compression="none")
+    codec = b"\x19\x18\x04step\x15\x00"
+    assert content.count(codec) == 1
+    for spoilt, sentence in (
+        (content.replace(codec, codec[:-1] + b"\x40"), "it has a table that cannot be read"),
+        (parquet(rows(METRICS, step=[2, 2])), "its metrics.parquet do not rise"),
+    ):
+        (tmp_path / "metrics.parquet").write_bytes(spoilt)
+        with pytest.raises(RunError, match=sentence):
+            check_tables_apart(tmp_path)
+    many = parquet(rows(METRICS, step=range(10_000)), row_group_size=1)
+    refused(pack({**good, "metrics.parquet": many}, tmp_path / "bad.zip"), "more parts than a run's")
+    torn = bytearray(parquet(rows(METRICS, step=range(300), epoch=[0.5] * 300), compression="none"))
+    assert torn.count(b"\x05epoch\x15\x00\x16\xd8\x04") == 1  # its column holds 300 values
+    torn = torn.replace(b"\x05epoch\x15\x00\x16\xd8\x04", b"\x05epoch\x15\x00\x16\x00\x00")
+    refused(pack({**good, "metrics.parquet": bytes(torn)}, tmp_path / "bad.zip"), "no table that can be read")
+
+
 def test_a_text_repeated_into_gigabytes(good: Files, tmp_path: Path, refused: Any) -> None:
     """A dictionary holds it once: the file is small, the table that a reader would make of it is not."""
     count = 2000
@@ -489,8 +517,8 @@ def test_any_flipped_byte_is_refused_or_harmless(good: Files, tmp_path: Path, ru
             assert not run.problems  # a byte that means nothing, such as one of a date
 
 
-def test_what_a_killed_import_left_is_removed_an_hour_later(good: Files, tmp_path: Path, runs_folder: Path) -> None:
-    for name, age in ((".import-old", 7200), (".import-new", 60)):
+def test_what_a_killed_import_left_is_removed_by_the_next(good: Files, tmp_path: Path, runs_folder: Path) -> None:
+    for name, age in ((".import-old", 7200), (".import-new", 5)):
         (runs_folder / name).mkdir()
         os.utime(runs_folder / name, (time.time() - age,) * 2)
     import_archive(pack(good, tmp_path / "good2.zip"))

@@ -211,6 +211,36 @@ def test_a_branch_is_read_where_it_was_still_its_parent(write_run) -> None:
     assert found.results.loc[b, "train_loss"] == 2.0 and math.isnan(found.results.loc[b, "val_loss"])
 
 
+def test_a_long_way_to_the_branch_does_not_blur_its_end(write_run) -> None:
+    a = write_run("a", [9.0] * 1000)
+    b = write_run("b", [8.0] * 38 + [3.0] * 2, after=1000, **branch(a, 1000))
+    assert compare([b]).results.loc[b, "train_loss"] == 3.0  # the last two of its 40 steps are the last twentieth
+    assert compare([b]).results.loc[b, "wall_s"] == 2000 + 2080  # it claims to have been started when its parent was
+    assert compare([b]).results.loc[b, "elapsed_s"] == 1040
+
+
+def test_a_loss_on_the_parents_text_is_not_the_branchs(write_run) -> None:
+    a = write_run("a", [2.0] * 40, validation={20: 1.5, 40: 1.4})
+    on_other = {"corpus_sha256": "1" * 64}
+    b = write_run("b", [8.0] * 60, after=40, validation={60: 7.0}, **branch(a, 40), **on_other)
+    c = write_run("c", [9.0] * 50, validation={30: 8.5}, **on_other)
+    found = compare([b, c])
+    assert found.same_corpus and found.same_tokens.at == 5000
+    assert found.same_tokens.table.loc[b, "train_loss"] == 8.0
+    assert math.isnan(found.same_tokens.table.loc[b, "val_loss"])  # the parent's 1.4 is of another text
+    short = write_run("short", [9.5] * 30, validation={30: 9.0}, **on_other)
+    assert math.isnan(compare([b, short]).same_tokens.table.loc[b, "train_loss"])
+    assert compare([b, c]).best("val_loss", found.same_tokens.table) == []
+
+
+def test_texts_that_nobody_knows_are_not_the_same(write_run) -> None:
+    a, b = (
+        write_run(name, [loss], validation={1: loss}, corpus_sha256=None) for name, loss in (("a", 5.0), ("b", 4.0))
+    )
+    found = compare([a, b])
+    assert not found.same_corpus and not found.same_validation and found.best("val_loss") == []
+
+
 def test_a_parent_that_is_gone_or_its_own_child_is_no_error(write_run) -> None:
     a = write_run("a", [8.0] * 10, after=40, **branch("gone", 40))
     assert ancestors(a, load_run) == [] and history(a, load_run, ["step"])["step"][0] == 41

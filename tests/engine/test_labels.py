@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine.cli.runs import main
 from engine.errors import ConfigError, RunError
 from engine.files import write_json
 from engine.labels import MAX_NAME, MAX_NOTES, MAX_TAG, MAX_TAGS, read_labels, write_labels
@@ -49,6 +51,17 @@ def test_a_trainer_that_rewrites_its_run_loses_no_label() -> None:
     assert run.reader.info["name"] == "Again" and run.reader.info["starred"] is False
 
 
+def test_two_who_change_labels_at_once_lose_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished()
+    tags = [f"tag-{number}" for number in range(16)]
+    with ThreadPoolExecutor(16) as people:
+        done = [people.submit(main, ["tag", run.id, tag]) for tag in tags]
+        done += [people.submit(write_labels, run.folder, {label: "Mine"}) for label in ("name", "notes")]
+        assert [future.result() for future in done] == [0] * len(tags) + [None] * 2
+    info = run.info
+    assert (info["name"], info["notes"], sorted(info["tags"])) == ("Mine", "Mine", sorted(tags))
+
+
 TOO_MUCH: dict[str, Any] = {
     "name": "x" * (MAX_NAME + 1),
     "notes": "x" * (MAX_NOTES + 1),
@@ -82,6 +95,8 @@ def test_what_no_one_can_see_is_refused(label: str, sign: str) -> None:
         ("name", ""),
         ("name", " \t"),
         ("name", "two\nlines"),
+        ("name", "\u200b\u200d \ufeff"),
+        ("name", "\u3164"),
         ("tags", ["x" * (MAX_TAG + 1)]),
         ("tags", "text"),
         ("name", 7),
