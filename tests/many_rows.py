@@ -92,17 +92,19 @@ def choose_all(page: Page) -> None:
     page.mouse.click(box["x"] + 18, box["y"] + 17)
 
 
-def change(page: Page, number: int) -> None:
-    """Another axis, smoothing or curve, in turn."""
+def changes(page: Page, number: int) -> Callable[[], None]:
+    """What makes the next redraw: another axis, smoothing or curve, in turn; a menu is opened for it already."""
     kind, turn = number % 3, number // 3
     if kind == 0:
         name = AXES[turn % len(AXES)]
-        page.get_by_role("radio", name=name).or_(page.get_by_role("button", name=name, exact=True)).first.click()
-    elif kind == 1:
-        page.get_by_role("slider").first.press("ArrowRight" if turn // 30 % 2 == 0 else "ArrowLeft")
-    else:
-        page.get_by_label("Curve").click()
-        page.get_by_role("option", name=CURVES[turn % len(CURVES)], exact=True).click()
+        return page.get_by_role("radio", name=name).or_(page.get_by_role("button", name=name, exact=True)).first.click
+    if kind == 1:
+        key = "ArrowRight" if turn // 30 % 2 == 0 else "ArrowLeft"
+        return lambda: page.get_by_role("slider").first.press(key)
+    page.get_by_label("Curve").click()
+    option = page.get_by_role("option", name=CURVES[turn % len(CURVES)], exact=True)
+    option.wait_for()
+    return option.click
 
 
 def measure(page: Page, app: App, runs: int, redraws: int) -> None:
@@ -123,7 +125,7 @@ def measure(page: Page, app: App, runs: int, redraws: int) -> None:
     print(f"server: {before} MiB before, {held()} MiB after; chart: {text / 1000:,.0f} kB, {longest} points a line")
     took, memory = [], []
     for number in range(redraws):
-        took.append(timed(page, lambda number=number: change(page, number), runs))
+        took.append(timed(page, changes(page, number), runs))
         memory.append(held())
     for kind, what in enumerate(("axis", "smoothing", "curve")):
         each = took[kind::3]

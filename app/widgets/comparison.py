@@ -27,6 +27,8 @@ _TABS = {
 }
 
 
+@st.fragment  # another look at the same runs leaves the list of all runs as it is
+@guard()
 def comparison(chosen: list[Run]) -> None:
     """The chosen runs against each other; one alone is shown likewise."""
     address.begin()
