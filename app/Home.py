@@ -4,20 +4,28 @@ Streamlit imports this file once, for the server, and runs it as `__main__` when
 """
 
 import asyncio
+import inspect
+import pkgutil
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import import_module
 from pathlib import Path
 
+import pandas as pd
 import streamlit as st
 
 PROJECT = str(Path(__file__).resolve().parents[1])
 if PROJECT not in sys.path:  # so that it starts with nothing on PYTHONPATH
     sys.path.insert(0, PROJECT)
 
+from app import widgets  # noqa: E402
 from app.widgets import feed, plot  # noqa: E402
 from app.widgets.guard import guard  # noqa: E402
 from engine import session  # noqa: E402
+from engine.library import list_summaries  # noqa: E402
+
+LISTS = ("corpora", "runs")  # pages that train nothing: loading torch would only keep them from being drawn
 
 
 @st.cache_resource(show_spinner=False)
@@ -34,7 +42,6 @@ def draw() -> None:
         "a.lab-link { color: inherit; font-weight: 600 }"
         "</style>"
     )
-    _warm_up()
     page = st.navigation(
         [
             st.Page("views/home.py", title="Home", icon=":material/home:", default=True),
@@ -48,13 +55,25 @@ def draw() -> None:
         ],
         position="top",
     )
+    if page.url_path not in LISTS:
+        _warm_up()
     with guard():
         page.run()
+
+
+def _get_ready() -> None:
+    """What the first visitor would wait for; all of it takes a third of a second, and torch stays out of it."""
+    for module in pkgutil.iter_modules(widgets.__path__, f"{widgets.__name__}."):
+        import_module(module.name)
+    pd.DataFrame({"": [0.0]}).style.to_html()
+    inspect.stack()  # Streamlit asks for it once, and the first time it looks at every module
+    list_summaries()
 
 
 @asynccontextmanager
 async def _serving(_app: st.App) -> AsyncIterator[None]:
     """A server that is told to end stops the training in good order; it ends by the signal, so nothing else would."""
+    await asyncio.to_thread(_get_ready)
     yield
     await asyncio.to_thread(session.stop_and_wait)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -157,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "html":
             self._send(200, "<html>Please log in to the network.</html>")
         elif fault == "hang":
-            time.sleep(2)
+            select.select([self.connection], [], [], 20)  # until the other side hangs up
             self.close_connection = True
         elif fault == "cut":
             self.close_connection = True

@@ -1,7 +1,7 @@
 """Runs: find runs, name and star them, delete them, and lay them over each other."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import streamlit as st
 
@@ -14,31 +14,38 @@ from app.widgets.guard import guard
 from app.widgets.import_run import import_run
 from app.widgets.run_filters import all_tags, clear_filters, run_filters
 from app.widgets.run_labels import label_form, star_button
+from app.widgets.run_order import in_order, run_order
 from app.widgets.run_table import run_table
 from app.widgets.snapshot import snapshot
 from engine.library import Summary, list_summaries
-from engine.run import Run, active_runs, load_run
+from engine.run import active_runs, load_run
 
 COMPARED = 50  # runs at most; a chart of more shows nothing
 TOLD = 3  # damaged folders that are explained below the table
 TICK_S = 4.0  # seconds between looks at the runs that train
 
 
-def find(runs: Sequence[Summary], chosen: list[str]) -> list[str]:
-    """Search, filters and the table; returns the ids that are chosen now."""
+@st.fragment
+@guard()
+def find(chosen: list[str]) -> None:
+    """Search, filters, the table and its buttons. A search draws these alone: what is chosen stays as it is below."""
+    runs = list_summaries()
     filters = run_filters(runs)
-    shown = sorted(filter(filters.match, runs), key=lambda run: not run.starred)
+    found = {run.id for run in filter(filters.match, runs)}
+    with st.container(horizontal=True, vertical_alignment="center"):
+        _tell_count(len(found), len(runs), len(set(chosen) - found))
+        order = run_order()
+    shown = in_order((run for run in runs if run.id in found), order)
     if not shown:
         st.write("No run matches.")
         st.button("Show all runs", icon=":material/filter_alt_off:", on_click=clear_filters, key="clear-filters")
-    ids = {run.id for run in shown}
     ticked = run_table(shown, chosen) if shown else []
-    _tell_count(len(shown), len(runs), len([run_id for run_id in chosen if run_id not in ids]))
-    _tell_problems(shown)
-    now = [run.id for run in runs if run.id in ticked or (run.id in chosen and run.id not in ids)]
+    now = [run.id for run in runs if run.id in ticked or (run.id in chosen and run.id not in found)]
     if now != chosen:
         choose(now, in_table=True)
-    return now
+        st.rerun()
+    _tell_problems(shown)
+    act_on([run for run in runs if run.id in chosen], found)
 
 
 def _tell_count(shown: int, all_runs: int, unseen: int) -> None:
@@ -56,9 +63,14 @@ def _tell_problems(shown: Sequence[Summary]) -> None:
         st.caption(f":material/warning: {len(broken) - TOLD:,} more folders are damaged; the table says how.")
 
 
-def act_on(chosen: Sequence[Summary], sound: Sequence[Run]) -> None:
-    """Open, resume, star, delete."""
-    one = sound[0] if len(chosen) == len(sound) == 1 else None
+def act_on(chosen: Sequence[Summary], listed: Container[str]) -> None:
+    """Open, resume, star, delete; what is not in the list is not deleted.
+
+    Args:
+        chosen: all of them.
+        listed: ids of the runs in the table.
+    """
+    one = load_run(chosen[0].id) if len(chosen) == 1 and not chosen[0].problem else None
     with st.container(horizontal=True):
         if st.button("Open", icon=":material/open_in_new:", type="primary", disabled=one is None) and one:
             actions.open_run(one.id)
@@ -66,15 +78,15 @@ def act_on(chosen: Sequence[Summary], sound: Sequence[Run]) -> None:
         if st.button("Resume", icon=":material/play_arrow:", disabled=not can_resume) and one:
             actions.resume(one.id)
         star_button([run for run in chosen if not run.problem])
-        delete_button(chosen)
-        if len(chosen) > 1:
-            st.button("Choose none", icon=":material/deselect:", on_click=choose, args=([],), key="choose-none")
+        delete_button(chosen, listed)
+        if len(chosen) > 1 and st.button("Choose none", icon=":material/deselect:", key="choose-none"):
+            choose([])
+            st.rerun()
 
 
 def look_at(chosen: Sequence[Summary], everything: Sequence[Summary]) -> None:
-    """What one can do with the chosen runs, and their curves."""
+    """The curves of the chosen runs, and what people say of one."""
     sound = [load_run(run.id) for run in chosen if not run.problem]
-    act_on(chosen, sound)
     if len(chosen) == len(sound) == 1:
         with st.expander("Name, note and tags", icon=":material/edit:", key=f"edit-{sound[0].id}"):
             label_form(chosen[0], all_tags(everything))
@@ -105,7 +117,7 @@ chosen = chosen_ids(runs)
 active = [run.id for run in active_runs()]
 deletion_notice()
 if runs:
-    chosen = find(runs, chosen)
+    find(chosen)
     look_at([run for run in runs if run.id in chosen], runs)
 else:
     st.write("There is no run yet. A smoke run takes about half a minute:")

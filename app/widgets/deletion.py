@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import TypeVar
 
 import pandas as pd
@@ -20,18 +20,28 @@ _JUST = "just-deleted"  # entries of the trash, until they are restored or somet
 _REFUSED = "not-done"  # sentences, for the next drawing of the page
 
 
-def delete_button(runs: Sequence[Summary]) -> None:
-    """Move the runs to the trash."""
-    if any(run.is_active for run in runs):
+def delete_button(chosen: Sequence[Summary], listed: Container[str]) -> None:
+    """Move chosen runs to the trash, as far as one sees them: those that a filter hides stay, and stay chosen.
+
+    Args:
+        chosen: all of them.
+        listed: ids of the runs in the table.
+    """
+    seen = [run for run in chosen if run.id in listed]
+    if chosen and not seen:
+        why = "None of the chosen runs is in this list. Only what is listed is deleted."
+    elif any(run.is_active for run in seen):
         why = "A run that is being trained cannot be deleted. Stop it first."
-    elif not all(is_id(run.id) for run in runs):
+    elif not all(is_id(run.id) for run in seen):
         why = "A folder whose name is not the id of a run is not the lab's to delete."
     else:
         why = ""
-    if st.button("Delete", icon=":material/delete:", key="delete", disabled=not runs or bool(why), help=why or None):
-        deleted = _each([run.id for run in runs], trash_run)
+    label = f"Delete {len(seen):,} of {len(chosen):,}" if 0 < len(seen) < len(chosen) else "Delete"
+    help = why or ("Those that are in this list; the others stay." if len(seen) < len(chosen) else None)
+    if st.button(label, icon=":material/delete:", key="delete", disabled=not seen or bool(why), help=help):
+        deleted = _each([run.id for run in seen], trash_run)
         st.session_state[_JUST] = deleted
-        choose([run.id for run in runs if run.id not in {trashed.run_id for trashed in deleted}])
+        choose([run.id for run in chosen if run.id not in {trashed.run_id for trashed in deleted}])
         st.rerun()
 
 

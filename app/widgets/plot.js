@@ -3,17 +3,36 @@
 
 const LIBRARY = new URL("lab/plotly/plotly.min.js", document.baseURI).href
 
+// Running the library for the first time takes a browser half a second, in which it answers nobody: it waits until what
+// else is on the page has been drawn, and nobody has typed or clicked for a moment.
+const REST_MS = 500
+const idle = window.requestIdleCallback ?? setTimeout
+let touched = performance.now()
+for (const kind of ["input", "keydown", "pointerdown"]) {
+  document.addEventListener(kind, () => (touched = performance.now()), { capture: true, passive: true })
+}
+
+async function rest() {
+  for (let left = REST_MS; left > 0; left = touched + REST_MS - performance.now()) {
+    await new Promise((done) => setTimeout(done, left))
+    await new Promise((done) => idle(done, { timeout: 2000 }))
+  }
+}
+
 function library() {
-  window.labPlotly ??= new Promise((loaded, failed) => {
-    const script = document.createElement("script")
-    script.src = LIBRARY
-    script.onload = () => loaded(window.Plotly)
-    script.onerror = (error) => {
-      delete window.labPlotly // so that the next drawing tries again
-      failed(error)
-    }
-    document.head.append(script)
-  })
+  window.labPlotly ??= rest().then(
+    () =>
+      new Promise((loaded, failed) => {
+        const script = document.createElement("script")
+        script.src = LIBRARY
+        script.onload = () => loaded(window.Plotly)
+        script.onerror = (error) => {
+          delete window.labPlotly // so that the next drawing tries again
+          failed(error)
+        }
+        document.head.append(script)
+      }),
+  )
   return window.labPlotly
 }
 

@@ -54,7 +54,7 @@ def run_filters(runs: Sequence[Summary]) -> Filters:
             "Search",
             type="search",
             key=_KEYS[0],
-            live="100ms",
+            live="50ms",
             placeholder="Name, note, tag …",
             help="Shows runs that have every word in their name, id, note, tags or corpus.",
             icon=":material/search:",

@@ -80,7 +80,7 @@ def run_table(runs: Sequence[Summary], chosen: Collection[str]) -> list[str]:
         placeholder=formats.DASH,
         alt="Runs",
         column_config={
-            STAR: st.column_config.TextColumn(width=36, pinned=True, help="Starred runs come first."),
+            STAR: st.column_config.TextColumn(width=36, pinned=True, help="Starred runs come first among the newest."),
             "name": st.column_config.TextColumn(width="medium", pinned=True),
             "problem": st.column_config.TextColumn(width="large"),
             **{name: st.column_config.NumberColumn(format="localized") for name in _COUNTS},

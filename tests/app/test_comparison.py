@@ -339,12 +339,12 @@ def test_many_rows_are_redrawn_quickly_and_nothing_piles_up(folders: Path, monke
     assert read == ["step", "train_loss", "val_loss"] * 3
     took, held = [], []
     for address in views(12):
-        began = time.perf_counter()
+        began = time.process_time()
         show(*ids, **address)
-        took.append(time.perf_counter() - began)
+        took.append(time.process_time() - began)
         held.append(psutil.Process().memory_info().rss / 2**20)
         assert 0 < kept.bytes <= kept.most_bytes
-    assert sorted(took)[len(took) // 2] < 1.0
+    assert sorted(took)[len(took) // 2] < 0.5
     assert held[-1] - held[5] < 50
     assert read.count("step") == 3 and read.count("tokens") == 3  # evenly spaced: they stay
     assert "learning_rate" not in read

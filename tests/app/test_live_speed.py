@@ -1,12 +1,11 @@
 """What a live view of 100,000 steps costs the server: a redraw of all charts, and a tick without news.
 
-The lab aims at 150 ms and 5 ms. A test may run on a busy machine: it takes the median, and allows three times as much.
+The lab aims at 150 ms and 5 ms. A test may run on a busy machine: the best of several times is held to it.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,7 +22,7 @@ from engine.run import ActiveRun
 from tests.written_run import log_steps, written_run
 
 STEPS = 100_000
-REDRAW_MS, QUIET_MS, BUSY = 150, 5, 3
+REDRAW_MS, QUIET_MS = 150, 5
 
 
 @pytest.fixture
@@ -55,14 +54,14 @@ class Page:
 
 
 def milliseconds(ask: Callable[[], Any], before: Callable[[], Any], times: int = 9) -> float:
-    """The median time that `ask` takes, `before` done each time."""
+    """The shortest time that `ask` takes, `before` done each time."""
     took = []
     for _ in range(times):
         before()
         began = time.perf_counter()
         ask()
         took.append(1000 * (time.perf_counter() - began))
-    return statistics.median(took)
+    return min(took)
 
 
 def test_a_redraw_and_a_quiet_tick_are_quick(run: ActiveRun, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +77,7 @@ def test_a_redraw_and_a_quiet_tick_are_quick(run: ActiveRun, capsys: pytest.Capt
     quiet = milliseconds(lambda: _expect(page, 204), lambda: None)
     with capsys.disabled():
         print(f"\n{STEPS:,} steps: redraw {redraw:.0f} ms, numbers {numbers:.0f} ms, quiet tick {quiet:.1f} ms")
-    assert redraw < BUSY * REDRAW_MS and numbers < BUSY * REDRAW_MS and quiet < BUSY * QUIET_MS
+    assert redraw < REDRAW_MS and numbers < REDRAW_MS and quiet < QUIET_MS
 
 
 def _expect(page: Page, status: int, charts: bool = False, age_s: float = 60.0) -> None:

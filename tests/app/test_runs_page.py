@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from app.widgets import run_table
 from app.widgets.formats import plain
 from app.widgets.run_filters import Filters
+from app.widgets.run_order import NEWEST, ORDERS, in_order
+from engine import session
 from engine.files import FolderLock
 from engine.library import Summary, list_summaries
 from engine.run import device_lock, list_runs
@@ -80,6 +84,29 @@ def test_columns_sort_as_what_they_are() -> None:
     assert table["parent"].tolist()[0] == "p @ 40"
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_runs_without_a_value_come_last_in_every_order(order: str) -> None:
+    low = Summary("20261122-2", "completed", "a", config="medium", corpus="tiny", created="2026-03-28T12:00:00Z")
+    high = Summary("20261122-3", "stopped", "B", config="nano", corpus="verdict", created="2026-06-30T12:00:00Z")
+    numbers = ("step", "tokens", "train_loss", "val_loss", "best_val_loss", "tokens_per_s", "elapsed_s")
+    low, high = (dataclasses.replace(run, **dict.fromkeys(numbers, at)) for run, at in ((low, 9.0), (high, 10.0)))
+    bare = Summary("20261122-1", name="c", problem="Broken.")
+    most_first = order in (NEWEST, "tokens/s", "training time", "tokens", "steps")
+    assert in_order([high, low, bare], order) == ([high, low, bare] if most_first else [low, high, bare])
+
+
+@pytest.mark.parametrize(("page", "loads"), [("runs", False), ("run", True)])
+def test_the_list_does_not_share_the_machine_with_loading_torch(
+    open_page: Open, monkeypatch: pytest.MonkeyPatch, page: str, loads: bool
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(session, "warm_up", lambda: loaded.append(page))
+    st.cache_resource.clear()  # it is done once a process
+    open_page(page)
+    assert bool(loaded) == loads
+    st.cache_resource.clear()
+
+
 def test_without_runs_the_page_leads_to_a_first_one(open_page: Open) -> None:
     page = open_page("runs")
     expect_sound(page)
@@ -118,6 +145,7 @@ def test_a_search_finds_and_can_be_taken_back(open_page: Open, three: None) -> N
     page.text_input(key="runs-search").set_value("FIRST try").run()
     assert names(page) == ["A"] and "1 of 3 runs" in texts(page)
     assert "1 chosen is not in this list" in texts(page), "the newest stays chosen though it is not listed"
+    assert button(page, "Delete").disabled, "nobody deletes what the list hides"
     page.multiselect(key="runs-states").set_value(["failed"]).run()
     assert "No run matches" in texts(page)
     press(page, "Show all runs")
@@ -173,6 +201,15 @@ def test_labels_that_cannot_be_are_told_together(open_page: Open, three: None) -
     [error] = page.error
     assert "Name must not be empty" in error.value and "U\\+0007" in error.value
     assert list_summaries()[-1].name == "A"
+
+
+def test_the_order_stays_through_a_search(open_page: Open, three: None) -> None:
+    page = open_page("runs")
+    page.selectbox(key="runs-order").set_value("name").run()
+    assert names(page) == ["A", "B", "C"]
+    page.text_input(key="runs-search").set_value("verdict").run()
+    expect_sound(page)
+    assert names(page) == ["A", "B"]
 
 
 def test_starred_runs_come_first(open_page: Open, three: None) -> None:
@@ -258,8 +295,9 @@ def test_a_broken_folder_is_one_marked_row(open_page: Open, make_run: Make, fold
     assert table.problem[1] and f"{plain(DONE)}: {plain(table.problem[1])}" in texts(page)
     page.multiselect(key="runs-states").set_value(["damaged"]).run()
     assert list(page.dataframe[0].value.id) == [DONE]
-    press(page, "Delete")
-    assert not broken.exists() and len(list_trash()) == 2
+    press(page, "Delete 1 of 2")  # the other one is not listed, so it is not meant
+    assert not broken.exists() and len(list_trash()) == 1
+    assert shown(page) == [OTHER] and [run.id for run in list_runs()] == [OTHER]
 
 
 def test_a_folder_with_a_foreign_name_is_shown_and_left_alone(open_page: Open, make_run: Make, folders: Path) -> None:

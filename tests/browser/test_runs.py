@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -13,9 +14,12 @@ from engine.bench.browser import App
 from tests.browser.test_main_job import SLOW, choose_rows, no_traceback, wait_for
 from tests.many_runs import make_many_runs
 
-# Seconds that are promised on two cores that do nothing else; the test allows three times that.
+# Seconds that are promised on two cores that do nothing else. A test's machine has hiccups and may be slow: the best of
+# several tries may take half as long again, and the first visit, of which there is one, three times as long.
 USABLE_S, SEARCHED_S, SORTED_S = 2.0, 0.3, 0.3
+SLOWER, FIRST = 1.5, 3
 BROKEN = "20200101-000000-broken"
+CURVES = b"plot-overlay"  # is in what the server sends to draw the comparison
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -55,6 +59,12 @@ TYPE = """words => {
 }"""
 
 
+def timed_visit(page: Page) -> float:
+    """Seconds from the beginning of a navigation until the table is drawn."""
+    page.goto("/runs", wait_until="commit")
+    return page.evaluate(SEEN, [0, "501 runs", ""])
+
+
 def timed_search(page: Page, words: str, caption: str) -> float:
     """Seconds from the last keystroke until the found runs are drawn."""
     before = page.evaluate(PICTURE)
@@ -71,6 +81,13 @@ def timed_sort(page: Page, column_at: int) -> float:
     return page.evaluate(SEEN, [began, "", before])
 
 
+def received(page: Page) -> list[bytes]:
+    """What the server sends to the page from now on."""
+    frames: list[bytes] = []
+    page.on("websocket", lambda socket: socket.on("framereceived", lambda frame: frames.append(bytes(frame))))
+    return frames
+
+
 def first_names(page: Page, count: int) -> list[str]:
     """The names in the first rows, as the table tells a screen reader."""
     rows = page.locator("[data-testid=stDataFrame] canvas tbody tr")
@@ -83,6 +100,14 @@ def in_address(page: Page) -> list[str]:
 
 
 @pytest.fixture
+def app(tmp_path: Path) -> Iterator[App]:
+    """A server that nobody has visited yet."""
+    app = App(tmp_path)
+    yield app
+    app.stop()
+
+
+@pytest.fixture
 def many(tmp_path: Path, app: App) -> list[str]:
     ids = make_many_runs(app.runs, 500)
     (app.runs / BROKEN).mkdir()
@@ -91,15 +116,22 @@ def many(tmp_path: Path, app: App) -> list[str]:
 
 
 def test_five_hundred_runs_are_found_sorted_chosen_and_deleted(many: list[str], app: App, page: Page) -> None:
-    page.goto("/")
-    expect(page.get_by_text("Precision", exact=True)).to_be_visible(timeout=SLOW)  # the server has loaded everything
-    page.goto("/runs", wait_until="commit")
-    usable = page.evaluate(SEEN, [0, "501 runs", ""])  # since the navigation began
-    found = timed_search(page, "shakespeare", "123 of 501 runs")
-    back = timed_search(page, "", "501 runs")
-    ordered = timed_sort(page, 150)
-    print(f"\n501 rows: usable {usable:.2f} s, searched {found:.2f} and {back:.2f} s, sorted {ordered:.2f} s")
-    assert usable < 3 * USABLE_S and max(found, back) < 3 * SEARCHED_S and ordered < 3 * SORTED_S
+    sent = received(page)
+    words = ("shakespeare", "123 of 501 runs"), ("", "501 runs")
+    usable, at_once, searched = [], [], []
+    for _ in range(3):
+        usable.append(timed_visit(page))
+        at_once.append(timed_search(page, *words[0]))  # while the newest run's curves are still to be drawn
+    before = len(sent)
+    for word in (words[1], *words, *words):
+        searched.append(timed_search(page, *word))
+    with_curves = [any(CURVES in frame for frame in frames) for frames in (sent[:before], sent[before:])]
+    assert with_curves == [True, False], "a search draws more than the list"
+    ordered = [timed_sort(page, 150) for _ in range(4)]  # up, down, as it was, up
+    told = {"usable": usable, "searched at once": at_once, "searched": searched, "sorted": ordered}
+    print("\n501 rows, seconds:", {what: [round(seconds, 2) for seconds in took] for what, took in told.items()})
+    assert usable[0] < FIRST * USABLE_S and min(usable) < SLOWER * USABLE_S
+    assert max(min(at_once), min(searched)) < SLOWER * SEARCHED_S and min(ordered) < SLOWER * SORTED_S
 
     # Rows that the browser has sorted are the runs that they show, and a reload keeps them.
     wait_for(lambda: first_names(page, 1) == [BROKEN], say="The rows are not sorted by name.")
@@ -119,6 +151,8 @@ def test_five_hundred_runs_are_found_sorted_chosen_and_deleted(many: list[str], 
     expect(page.get_by_text(re.compile("^501 runs"))).to_be_visible(timeout=SLOW)
     assert all((app.runs / run_id / "run.json").exists() for run_id in chosen)
     wait_for(lambda: in_address(page) == chosen)
+    page.get_by_role("button", name="Choose none").click()
+    wait_for(lambda: in_address(page) == [])
 
     # A broken folder is a marked row with a sentence.
     timed_search(page, "broken", "1 of 501 runs")

@@ -446,9 +446,9 @@ def test_a_text_repeated_into_gigabytes(good: Files, tmp_path: Path, refused: An
     table = rows(SAMPLES, step=range(count)).append_column("text", texts)
     content = parquet(table, dictionary_pagesize_limit=10**8, store_schema=False)
     assert len(content) < 1_000_000
-    started = time.monotonic()
+    started = time.process_time()  # of this process alone: others may be at work
     refused(pack({**good, "samples.parquet": content}, tmp_path / "bad.zip"), "more text than 256 MiB")
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 2
 
 
 def test_labels_that_are_none(good: Files, tmp_path: Path, refused: Any) -> None:

@@ -206,7 +206,7 @@ def test_a_failure_is_not_forgotten_when_the_rest_is_cancelled(
 @pytest.mark.parametrize("way", ["SIGINT", "SIGTERM", "the app"])
 def test_a_cancelled_download_keeps_what_it_has_and_goes_on_from_there(web: Web, capsys: Capture, way: str) -> None:
     corpus = find_corpus("shakespeare")
-    web.fail(SHAKESPEARE, then=Fault(bytes_per_s=20_000))  # three seconds for all of it
+    web.fail(SHAKESPEARE, then=Fault(bytes_per_s=2_000))  # half a minute for all of it
     command = [sys.executable, "tests/with_small_sources.py", web.url, "-m", "engine.download_corpora", "shakespeare"]
     process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -217,7 +217,7 @@ def test_a_cancelled_download_keeps_what_it_has_and_goes_on_from_there(web: Web,
         began = time.monotonic()
         jobs.cancel("shakespeare") if way == "the app" else process.send_signal(getattr(signal, way))
         out, err = process.communicate(timeout=20)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
     finally:
         process.kill()
         process.communicate()

@@ -169,15 +169,15 @@ def test_five_hundred_runs_are_listed_at_once_and_again_at_no_cost(
     read: list[Path] = []
     real = library._read
     monkeypatch.setattr(library, "_read", lambda folder: read.append(folder) or real(folder))
-    started = time.perf_counter()
+    started = time.process_time()
     assert [summary.id for summary in list_summaries()] == ids[::-1]
-    first = time.perf_counter() - started
+    first = time.process_time() - started
     assert len(read) == 500
-    started = time.perf_counter()
+    started = time.process_time()
     list_summaries()
-    again = time.perf_counter() - started
+    again = time.process_time() - started
     assert len(read) == 500, "a folder was read again though nothing changed"
     print(f"\n500 runs: {first * 1000:.0f} ms, then {again * 1000:.1f} ms")
-    assert first < 3 and again < 0.15  # three times what is promised, for a busy machine
+    assert first < 1 and again < 0.05
     write_labels(runs_folder / ids[7], {"starred": True})
     assert list_summaries()[-8].starred and len(read) == 501

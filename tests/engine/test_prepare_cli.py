@@ -126,7 +126,7 @@ def test_ctrl_c_cancels_in_one_sentence_and_the_next_goes_on(wiki: MediaWiki, nu
         out, err = process.communicate(timeout=20)
     finally:
         process.kill()
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 10  # the server would be silent for twice as long
     assert process.returncode == 1 and out == ""
     assert err.splitlines()[-1].startswith("wikipedia_ga_intros: cancelled.") and "Traceback" not in err
     job = job_of("wikipedia_ga_intros")

@@ -389,11 +389,11 @@ def test_books_are_shared_by_all_corpora(web: Web, monkeypatch: pytest.MonkeyPat
 
 def test_a_cancel_keeps_what_arrived(web: Web) -> None:
     case = make(web, "web", 1)
-    case.web.fail(case.victim, Fault(bytes_per_s=100_000))
+    case.web.fail(case.victim, Fault(bytes_per_s=20_000))
     began = time.monotonic()
     with pytest.raises(CancelledError):
         case.download(Progress(cancelled=lambda: time.monotonic() - began > 0.3))
-    assert time.monotonic() - began < 1.3 and not case.corpus.path.exists()
+    assert time.monotonic() - began < 5 and not case.corpus.path.exists()
     kept = kept_bytes(case.corpus)
     assert 0 < kept < case.total
     case.web.heal()

@@ -188,11 +188,11 @@ def test_an_endpoint_that_is_none(
 
 
 def test_a_cancel_while_the_hub_is_silent(web: Web, target: Path) -> None:
-    web.fail(RESOLVE, then=Fault(stall_s=3))
+    web.fail(RESOLVE, then=Fault(stall_s=20))
     began = time.monotonic()
     with pytest.raises(CancelledError):
         get(target, progress=Progress(cancelled=lambda: time.monotonic() - began > 0.3))
-    assert time.monotonic() - began < 1.3
+    assert time.monotonic() - began < 5
 
 
 def test_the_home_folder_and_the_hub_learn_nothing(web: Web, target: Path, tmp_path: Path) -> None:

@@ -267,7 +267,7 @@ def test_a_job_of_another_process_is_cancelled(elsewhere: subprocess.Popen[str])
     began = time.monotonic()
     jobs.cancel("mine")
     assert elsewhere.stdout is not None and elsewhere.stdout.readline() == "CancelledError\n"
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     assert seen("mine").state == "cancelled"
     jobs.run("mine", "download", lambda progress: progress.check())  # the old wish does not stop a new job
     assert seen("mine").state == "done"
@@ -398,7 +398,7 @@ def test_a_cancel_stops_the_batch(works: Works, texts: list[str], cancelled: str
     jobs.cancel(cancelled)
     go.set()
     wait_for(lambda: states(texts) == [("cancelled" if cancelled == "a" else "done"), "cancelled", "cancelled"])
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     assert not any(jobs.is_busy(name) for name in texts)
 
 

@@ -169,6 +169,6 @@ def test_cleaning_twice_is_cleaning_once(text: str) -> None:
     "piece", ["{{", "[[", "<ref>", "{|\n", "(", "\n  ", "{\\displaystyle ", "$\\a", "''", "<!--", " ,", "=="]
 )
 def test_no_text_takes_forever(piece: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     clean(piece * 2_000)
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 2

