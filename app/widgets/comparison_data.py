@@ -11,8 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from app.widgets import snapshot
 from app.widgets.charts import View
 from app.widgets.comparison_charts import RunCurve, drawn_columns, overlay_figure, run_curve
@@ -94,14 +92,7 @@ def _load(states: Sequence[State]) -> Load:
 @lru_cache(maxsize=4)
 def compared(chosen: Choice) -> Comparison:
     """Settings and results of the runs."""
-    found = compare(chosen.ids, load=_load([state for states in chosen.states for state in states]))
-    _give_back()
-    return found
-
-
-def _give_back() -> None:
-    """The memory of columns that are not kept, which Arrow has at hand for the next ones."""
-    pa.default_memory_pool().release_unused()
+    return compare(chosen.ids, load=_load([state for states in chosen.states for state in states]))
 
 
 @lru_cache(maxsize=16)
@@ -111,7 +102,6 @@ def overlay(chosen: Choice, column: str, view: View, rungs: Rungs) -> str:
     with ThreadPoolExecutor(THREADS) as pool:  # reading and averaging leave Python's lock to others
         curves = pool.map(lambda states: _curve(states, column, view.x, view.smoothing, runs), chosen.states)
         by_id = dict(zip(chosen.ids, curves, strict=True))
-    _give_back()
     return json.dumps(overlay_figure(by_id, chosen.names, column, view, rungs))
 
 
