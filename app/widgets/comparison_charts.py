@@ -37,6 +37,8 @@ MOST_WITH_RAW = 6  # runs; of more the raw lines would hide each other
 MOST_WITH_ALL_HOVER = 8  # runs whose validation losses have room in the box beside the cursor
 POINTS = 24_000  # of a chart: what a browser draws without a wait
 LEAST_POINTS = 150  # of a line
+MARKERS = 2_000  # of a chart, which are validation losses: each takes a browser as long as ten points of a line
+LEAST_MARKERS = 40  # of a line
 LEGEND_HEIGHT = 80  # pixels: four rows; a longer legend scrolls
 LONGEST_NAME = 34  # characters, in a legend of many runs
 
@@ -118,7 +120,8 @@ def run_curve(rows: History, column: str, view: View, runs: int = 1) -> RunCurve
     chosen = thin(x, raw if runs <= MOST_WITH_RAW else smoothed, most) if len(x) else np.empty(0, dtype=np.int64)
     val = rows["val_loss"][first:] if column == "train_loss" else np.empty(0)
     measured = np.flatnonzero(np.isfinite(val))
-    measured = measured[thin(x[measured], val[measured], most)] if len(measured) > most else measured
+    markers = min(MAX_POINTS, max(LEAST_MARKERS, MARKERS // runs))
+    measured = measured[thin(x[measured], val[measured], markers)] if len(measured) > markers else measured
     return RunCurve(x[chosen], raw[chosen], smoothed[chosen], x[measured], val[measured], x[~np.isfinite(raw)][:10])
 
 

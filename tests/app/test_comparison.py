@@ -89,10 +89,11 @@ def test_what_changes_by_plan_is_not_smoothed() -> None:
 def test_many_long_runs_are_few_points() -> None:
     losses = np.random.default_rng(0).normal(5, 1, 50_000)
     losses[31_234] = 40.0
-    history = rows(range(1, 50_001), losses.tolist())
+    history = rows(range(1, 50_001), losses.tolist(), val_loss=losses)
     alone, among = run_curve(history, "train_loss", View()), run_curve(history, "train_loss", View(), runs=50)
     assert len(alone.x) <= MAX_POINTS and 40.0 in alone.raw
     assert len(among.x) <= 300
+    assert len(alone.val) <= MAX_POINTS and len(among.val) <= 40 and 40.0 in among.val
 
 
 def test_a_run_without_rows_yet_is_no_error() -> None:
