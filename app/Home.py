@@ -5,12 +5,16 @@ Streamlit imports this file once, for the server, and runs it as `__main__` when
 
 import asyncio
 import inspect
+import os
 import pkgutil
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
+
+# Asked for when Arrow is loaded: the memory of long columns goes back to the system as soon as they are let go.
+os.environ.setdefault("MIMALLOC_PURGE_DELAY", "0")
 
 import pandas as pd
 import streamlit as st

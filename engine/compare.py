@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from engine.config import SETTINGS
 from engine.corpora.density import bits_per_byte, bytes_per_token
 from engine.errors import RunError
 from engine.history import History, Load, Measured, ancestors, history
+from engine.metrics import Columns
 from engine.run import load_run
 
 WINDOW = 0.05  # a training loss is the mean over the last twentieth of the tokens, or seconds, up to where it is read
@@ -72,17 +73,25 @@ class Comparison:
             `val_loss` by the bytes of the validation text, where its tokens are here; `tokens_per_s`: median of its
             steps; `elapsed_s`: training time, pauses left out; `wall_s`: from its start to its last step, everything
             included, and both with what a branch's parents took up to it; `memory_gib`: the most that was measured.
-        same_tokens, same_time: the losses at the largest number of tokens, or seconds of training, all have reached.
         same_corpus: whether all are known to train on one text; otherwise their training losses cannot be compared.
         same_validation: whether all are known to validate on one; otherwise neither can their validation losses.
     """
 
     settings: pd.DataFrame
     results: pd.DataFrame
-    same_tokens: Reading
-    same_time: Reading
     same_corpus: bool
     same_validation: bool
+    _read: Callable[[str], Reading] = field(repr=False)
+
+    @cached_property
+    def same_tokens(self) -> Reading:
+        """The losses at the largest number of tokens that all have reached; read when they are asked for first."""
+        return self._read("tokens")
+
+    @cached_property
+    def same_time(self) -> Reading:
+        """The losses at the most seconds of training that all have reached; read when they are asked for first."""
+        return self._read("elapsed_s")
 
     @property
     def differences(self) -> pd.DataFrame:
@@ -107,7 +116,7 @@ class Comparison:
 
 
 _LOSSES = ("train_loss", "val_loss", "best_val_loss", "perplexity", "bits_per_byte")
-_COLUMNS = ("step", "tokens", "elapsed_s", "train_loss", "val_loss")
+_MEASURED = ("step", "tokens", "elapsed_s", "time", "train_loss", "val_loss", "tokens_per_s", "memory_gib")
 
 
 def compare(run_ids: Iterable[str], *, load: Load = load_run) -> Comparison:
@@ -123,30 +132,25 @@ def compare(run_ids: Iterable[str], *, load: Load = load_run) -> Comparison:
     ids = list(dict.fromkeys(run_ids))
     if not ids:
         raise RunError("There is nothing to compare: name at least one run.")
-    read = cache(lambda run_id: _Read.of(load(run_id)))  # a parent of many is read once, and at one moment
-    histories = {run_id: history(run_id, read, _COLUMNS) for run_id in ids}
-    results = {run_id: _results(run_id, read, histories[run_id].only_own()) for run_id in ids}
-    on_one_text = {run_id: _without_other_texts(run_id, read, rows) for run_id, rows in histories.items()}
-    infos = {run_id: read(run_id).info for run_id in ids}
+    known = cache(lambda run_id: _Known(load(run_id)))  # what is said of a parent of many is read once
+    infos = {run_id: known(run_id).info for run_id in ids}
     return Comparison(
         settings=_settings(infos),
-        results=_table(results),
-        same_tokens=_reading(on_one_text, "tokens"),
-        same_time=_reading(on_one_text, "elapsed_s"),
+        results=_table({run_id: _results(run_id, known) for run_id in ids}),
         same_corpus=_all_the_same([_training_text(info) for info in infos.values()]),
         same_validation=_all_the_same([_validation_text(info) for info in infos.values()]),
+        _read=lambda axis: _reading(ids, known, axis),
     )
 
 
-@dataclass(frozen=True)
-class _Read:
-    info: dict[str, Any]
-    state: str
-    metrics: pd.DataFrame
+class _Known:
+    """A run whose info and state are read once. Its columns are not kept here: those of many runs would be too much."""
 
-    @classmethod
-    def of(cls, run: Measured) -> _Read:
-        return cls(run.info, run.state, run.metrics)
+    def __init__(self, run: Measured) -> None:
+        self.run, self.info, self.state = run, run.info, run.state
+
+    def columns(self, *names: str) -> Columns:
+        return self.run.columns(*names)
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -178,15 +182,16 @@ def _all_the_same(texts: list[Any]) -> bool:
     return len(texts) == 1 or (texts[0] is not None and all(text == texts[0] for text in texts))
 
 
-def _results(run_id: str, read: Callable[[str], _Read], own: History) -> dict[str, Any]:
-    info, metrics = read(run_id).info, read(run_id).metrics
+def _results(run_id: str, load: Load) -> dict[str, Any]:
+    run = load(run_id)
+    info, own = run.info, History(run.columns(*_MEASURED), 0)
     there = len(own) > 0
-    measured = own["val_loss"][np.isfinite(own["val_loss"])]
+    measured = _finite(own["val_loss"])
     val_loss = float(measured[-1]) if len(measured) else math.nan
     density = _bytes_per_token(info)
     return {
         "name": str(info.get("name") or run_id),
-        "state": read(run_id).state,
+        "state": run.state,
         "parameters": _number(info.get("parameters")),
         "steps": float(own["step"][-1]) if there else math.nan,
         "tokens": float(own["tokens"][-1]) if there else math.nan,
@@ -195,10 +200,11 @@ def _results(run_id: str, read: Callable[[str], _Read], own: History) -> dict[st
         "best_val_loss": float(measured.min()) if len(measured) else math.nan,
         "perplexity": math.exp(val_loss) if val_loss < 700 else math.nan,
         "bits_per_byte": bits_per_byte(val_loss, density) if density else math.nan,
-        "tokens_per_s": _of_finite(np.median, metrics, "tokens_per_s"),
+        "tokens_per_s": _of_finite(np.median, own["tokens_per_s"]),
         "elapsed_s": float(own["elapsed_s"][-1]) if there else math.nan,
-        "wall_s": _wall_s(info, metrics) + sum(_wall_s_until(step, read(run)) for run, step in ancestors(run_id, read)),
-        "memory_gib": _of_finite(np.max, metrics, "memory_gib"),
+        "wall_s": _wall_s(info, own["time"])
+        + sum(_wall_s_until(step, load(run)) for run, step in ancestors(run_id, load)),
+        "memory_gib": _of_finite(np.max, own["memory_gib"]),
     }
 
 
@@ -206,24 +212,30 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _of_finite(what: Any, metrics: pd.DataFrame, column: str) -> float:
-    values = metrics[column].to_numpy()
-    values = values[np.isfinite(values)]
+def _finite(values: NDArray[Any]) -> NDArray[Any]:
+    there = np.isfinite(values)
+    return values if there.all() else values[there]
+
+
+def _of_finite(what: Callable[[NDArray[Any]], Any], values: NDArray[Any]) -> float:
+    values = _finite(values)
     return float(what(values)) if len(values) else math.nan
 
 
-def _wall_s(info: Mapping[str, Any], metrics: pd.DataFrame) -> float:
+def _wall_s(info: Mapping[str, Any], times: NDArray[np.datetime64]) -> float:
     try:
-        seconds = (metrics["time"].iloc[-1] - datetime.fromisoformat(info["created"])).total_seconds()
+        last = pd.Timestamp(times[-1]).tz_localize("UTC")
+        seconds = (last - datetime.fromisoformat(info["created"])).total_seconds()
     except (IndexError, KeyError, TypeError, ValueError):
         return math.nan
     return float(seconds) if seconds >= 0 else math.nan
 
 
-def _wall_s_until(step: int, parent: _Read) -> float:
+def _wall_s_until(step: int, parent: Measured) -> float:
     """What a parent took to get from its start to a step; nothing when it was branched where it began itself."""
-    rows = parent.metrics[parent.metrics["step"] <= step]
-    return _wall_s(parent.info, rows) if len(rows) else 0.0
+    rows = parent.columns("step", "time")
+    times = rows["time"][: int(np.searchsorted(rows["step"], step, side="right"))]
+    return _wall_s(parent.info, times) if len(times) else 0.0
 
 
 def _begin(info: Mapping[str, Any], own: History) -> float:
@@ -245,21 +257,25 @@ def _bytes_per_token(info: Mapping[str, Any]) -> float | None:
 # ------------------------------------------------------------------------------------------------- readings
 
 
-def _without_other_texts(run_id: str, read: Callable[[str], _Read], rows: History) -> History:
+def _without_other_texts(run_id: str, load: Load, rows: History) -> History:
     """Leave out the losses that a branch's parents measured on another text than its own."""
-    info, columns = read(run_id).info, dict(rows.columns)
-    for parent, step in ancestors(run_id, read):
+    info, columns = load(run_id).info, dict(rows.columns)
+    for parent, step in ancestors(run_id, load):
         for column, text in (("train_loss", _training_text), ("val_loss", _validation_text)):
-            if text(read(parent).info) != text(info):
+            if text(load(parent).info) != text(info):
                 columns[column] = np.where(rows["step"] <= step, math.nan, columns[column])
     return History(columns, rows.own)
 
 
-def _reading(histories: Mapping[str, History], axis: str) -> Reading:
-    rows = {run_id: h.where(np.isfinite(h[axis])) for run_id, h in histories.items()}
-    reached = [float(h[axis][-1]) for h in rows.values() if len(h)]
-    at = min(reached, default=None)
-    return Reading(axis, at, _table({run_id: _read_at(h, axis, at) for run_id, h in rows.items()}))
+def _reading(run_ids: Iterable[str], load: Load, axis: str) -> Reading:
+    def rows(run_id: str) -> History:
+        """One run's at a time: those of many long ones would be too much."""
+        read = history(run_id, load, ("step", axis, "train_loss", "val_loss"))
+        return _without_other_texts(run_id, load, read).where(np.isfinite(read[axis]))
+
+    places = (_finite(history(run_id, load, [axis])[axis]) for run_id in run_ids)
+    at = min((float(there[-1]) for there in places if len(there)), default=None)
+    return Reading(axis, at, _table({run_id: _read_at(rows(run_id), axis, at) for run_id in run_ids}))
 
 
 def _read_at(rows: History, axis: str, at: float | None) -> dict[str, float]:

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from engine.metrics import Columns
 
 Floats = NDArray[np.float64]
 
@@ -99,7 +101,7 @@ class Curve:
         return int(self.steps[first]) if first < len(self) else None
 
 
-def curve(metrics: pd.DataFrame, column: str) -> Curve:
+def curve(metrics: pd.DataFrame | Columns, column: str) -> Curve:
     """A column of the metrics against their steps; what is missing or not finite is left out."""
     if column not in metrics or "step" not in metrics:
         return Curve(np.empty(0), np.empty(0))
@@ -110,11 +112,13 @@ def curve(metrics: pd.DataFrame, column: str) -> Curve:
     return Curve(steps, values) if there.all() else Curve(steps[there], values[there])
 
 
-def _numbers(column: pd.Series) -> NDArray[Any]:
+def _numbers(column: ArrayLike) -> NDArray[Any]:
     """Floats, or whole numbers without gaps, as they are: copies of a million rows cost more than all that is read."""
-    if column.dtype in (np.float64, np.int64):
-        return np.asarray(column.to_numpy())
-    return np.asarray(pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan))
+    values = np.asarray(column)
+    if values.dtype in (np.float64, np.int64):
+        return values
+    numbers = pd.to_numeric(pd.Series(column), errors="coerce")
+    return np.asarray(numbers.to_numpy(dtype=np.float64, na_value=np.nan))
 
 
 def median(values: Floats) -> float:

@@ -19,6 +19,7 @@ import pandas as pd
 
 from engine.config import SETTINGS, VOCABULARY_SIZE, TrainConfig
 from engine.curves import Curve, curve, median
+from engine.metrics import Columns
 from engine.plan import automatic_warmup
 
 SEVERITIES = ("problem", "warning", "note", "good")  # in the order of the findings
@@ -70,7 +71,7 @@ class Curves:
 
 
 def diagnose(
-    metrics: pd.DataFrame,
+    metrics: pd.DataFrame | Columns,
     config: TrainConfig | Mapping[str, Any],
     *,
     ladder: Sequence[tuple[str, float]] = (),
@@ -102,7 +103,7 @@ def diagnose(
 
 
 def _read(
-    metrics: pd.DataFrame,
+    metrics: pd.DataFrame | Columns,
     config: TrainConfig | Mapping[str, Any],
     ladder: Sequence[tuple[str, float]],
     total_steps: int,
@@ -112,7 +113,8 @@ def _read(
     settings = config if isinstance(config, TrainConfig) else _settings(config)
     train = curve(metrics, "train_loss")
     warmup = settings.warmup_steps if settings.warmup_steps >= 0 else automatic_warmup(max(1, total_steps))
-    ended_in_nan = len(metrics) > 0 and "train_loss" in metrics and not _is_finite(metrics["train_loss"].iloc[-1])
+    losses = np.asarray(metrics["train_loss"]) if "train_loss" in metrics else np.empty(0)
+    ended_in_nan = len(losses) > 0 and not _is_finite(losses[-1])
     return Curves(
         config=settings,
         train=train,

@@ -325,9 +325,12 @@ class RunFacts:
         return float(measured[-1]) if len(measured) else math.nan
 
 
+_MEASURED = ("step", "elapsed_s", "train_loss", "val_loss", "tokens_per_s", "memory_gib")
+
+
 def facts_of(run: Run) -> RunFacts:
     """Read a run's folder; what is damaged counts as not measured."""
-    info, metrics = run.info, run.metrics
+    info, metrics = run.info, run.columns(*_MEASURED)
     config = info.get("config")
     config = config if isinstance(config, dict) else {}
     rate, memory, elapsed = (curve(metrics, name) for name in ("tokens_per_s", "memory_gib", "elapsed_s"))

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from engine.errors import RunError
+from engine.metrics import Columns
 
 
 class Measured(Protocol):
@@ -25,8 +25,7 @@ class Measured(Protocol):
     @property
     def state(self) -> str: ...
 
-    @property
-    def metrics(self) -> pd.DataFrame: ...
+    def columns(self, *names: str) -> Columns: ...
 
 
 Load = Callable[[str], Measured]  # raises RunError when there is no such run
@@ -41,7 +40,7 @@ class History:
         own: the first row that the run measured itself; those before it are its parents'.
     """
 
-    columns: Mapping[str, NDArray[Any]]
+    columns: Columns
     own: int
 
     def __getitem__(self, column: str) -> NDArray[Any]:
@@ -49,10 +48,6 @@ class History:
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
-
-    def only_own(self) -> History:
-        """Without the parents' rows."""
-        return History({name: values[self.own :] for name, values in self.columns.items()}, 0)
 
     def where(self, rows: NDArray[np.bool_]) -> History:
         """Some of the rows, in their order; the same object when it is all of them."""
@@ -101,11 +96,10 @@ def history(run_id: str, load: Load, columns: Sequence[str]) -> History:
     Raises:
         RunError: there is no run `run_id`.
     """
-    parts = [load(run_id).metrics]
+    found = History(load(run_id).columns(*columns), 0)
     for parent, step in ancestors(run_id, load):
-        rows = load(parent).metrics
-        parts.insert(0, rows.iloc[: int(np.searchsorted(rows["step"].to_numpy(), step, side="right"))])
-    if len(parts) == 1:
-        return History({name: parts[0][name].to_numpy() for name in columns}, 0)
-    joined = {name: np.concatenate([part[name].to_numpy() for part in parts]) for name in columns}
-    return History(joined, sum(map(len, parts[:-1])))
+        rows = load(parent).columns("step", *columns)
+        until = int(np.searchsorted(rows["step"], step, side="right"))
+        joined = {name: np.concatenate([rows[name][:until], found[name]]) for name in columns}
+        found = History(joined, found.own + until)
+    return found

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pyarrow as pa
+from numpy.typing import NDArray
+
+Columns = Mapping[str, NDArray[Any]]  # name -> (rows,) each; NaN where nothing was measured
 
 _UTC = pa.timestamp("ms", tz="UTC")
 

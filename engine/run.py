@@ -26,10 +26,10 @@ from engine.config import SETTINGS, TrainConfig, from_dict, to_dict
 from engine.errors import CheckpointError, ConfigError, RunBusyError, RunError, storage_sentence
 from engine.files import FolderLock, read_json, remove_folder, remove_parts, remove_trash, write_json
 from engine.labels import LABELS_FILE, read_labels
-from engine.metrics import METRICS, SAMPLES
+from engine.metrics import METRICS, SAMPLES, Columns
 from engine.paths import runs_dir
 from engine.plan import Plan
-from engine.tables import Signature, TableWriter, file_key, read_table, table_signature
+from engine.tables import Signature, TableWriter, file_key, read_columns, read_table, table_signature
 
 SCHEMA_VERSION = 1
 ACTIVE_STATES = ("preparing", "running", "paused")
@@ -117,6 +117,10 @@ class Run:
         """One row a step, columns of `engine.metrics.METRICS`."""
         return read_table(self.folder, "metrics", METRICS)[0]
 
+    def columns(self, *names: str) -> Columns:
+        """Some columns of the metrics; the others are not read. They are not to be written into."""
+        return read_columns(self.folder, "metrics", METRICS, names)[0]
+
     @property
     def samples(self) -> pd.DataFrame:
         """Generated texts, columns of `engine.metrics.SAMPLES`."""
@@ -125,8 +129,13 @@ class Run:
     @property
     def problems(self) -> list[str]:
         """A sentence for each damaged or foreign file that readers skip."""
+        return self.problems_in(*METRICS.names)
+
+    def problems_in(self, *names: str) -> list[str]:
+        """The same for a reader of some columns of the metrics; the others are not read."""
         found = [] if read_json(self.folder / "run.json") else ["run.json is missing or damaged."]
-        found += read_table(self.folder, "metrics", METRICS)[1] + read_table(self.folder, "samples", SAMPLES)[1]
+        found += read_columns(self.folder, "metrics", METRICS, names)[1]
+        found += read_table(self.folder, "samples", SAMPLES)[1]
         found += [f"{path.name} was set aside: it is no table of this run." for path in self.folder.glob("*.damaged-*")]
         return found + [f"{c.path.name}: {c.problem}" for c in self.checkpoints if c.problem]
 

@@ -11,18 +11,20 @@ Every file is written beside its target, fsynced and renamed, so a process kille
 
 from __future__ import annotations
 
+import os
 import time
-from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from engine.files import remove_parts, write_atomic
+from engine.kept import KeptColumns
 
 FLUSH_S = 1.0  # a row is on disk at most this long after it was logged
 COMPACT_AT = 90  # segments: every minute and a half of training
@@ -89,7 +91,7 @@ class TableWriter:
         """
         self._write_pending()
         segments = _segment_files(self.segments)
-        joined, damaged = _join(self.path.parent, self.path.stem, self.schema)
+        joined, damaged = _join(self.path.parent, self.path.stem, self.schema, self.schema.names)
         if self.path in damaged and not _set_aside(self.path):
             return
         _write(joined, self.path)
@@ -123,14 +125,28 @@ def read_table(folder: Path, name: str, schema: pa.Schema) -> tuple[pd.DataFrame
 
     Never raises because of what is on disk; a table that is not there is an empty one.
     """
-    joined, damaged = _join(folder, name, schema)
-    problems = [f"{path.name} in {path.parent.name} is damaged or foreign and was left out." for path in damaged]
-    return joined.to_pandas(), problems
+    joined, damaged = _join(folder, name, schema, schema.names)
+    return joined.to_pandas(), _problems(damaged)
+
+
+def read_columns(
+    folder: Path, name: str, schema: pa.Schema, columns: Sequence[str]
+) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """Some columns of the same rows, (rows,) each; the others are not read. They are not to be written into.
+
+    Floats are NaN where nothing was measured. A file with damage inside of another column is not skipped.
+    """
+    joined, damaged = _join(folder, name, schema, columns)
+    return {column: joined[column].to_numpy() for column in columns}, _problems(damaged)
 
 
 def read_rows(folder: Path, name: str, schema: pa.Schema) -> pa.Table:
     """The same rows as Arrow has them, types and missing values kept."""
-    return _join(folder, name, schema)[0]
+    return _join(folder, name, schema, schema.names)[0]
+
+
+def _problems(damaged: Sequence[Path]) -> list[str]:
+    return [f"{path.name} in {path.parent.name} is damaged or foreign and was left out." for path in damaged]
 
 
 def table_signature(folder: Path, name: str) -> Signature:
@@ -141,33 +157,33 @@ def table_signature(folder: Path, name: str) -> Signature:
 
 
 def _segment_files(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob("*.parquet") if path.stem.isdecimal()), key=lambda path: int(path.stem))
+    try:
+        names = [name for name in os.listdir(folder) if name.endswith(".parquet") and name[:-8].isdecimal()]
+    except OSError:
+        return []
+    return [folder / name for name in sorted(names, key=lambda name: int(name[:-8]))]
 
 
-def _join(folder: Path, name: str, schema: pa.Schema) -> tuple[pa.Table, list[Path]]:
-    """All rows that can be read, and the files that cannot."""
+def _join(folder: Path, name: str, schema: pa.Schema, columns: Sequence[str]) -> tuple[pa.Table, list[Path]]:
+    """These columns, and `step`, of all rows that can be read; and the files that cannot."""
+    wanted = list(dict.fromkeys(["step", *columns]))
     # Segments are read before the compacted file: what a compaction moves meanwhile is then seen twice, not lost.
     segments = _segment_files(folder / name)
-    newer = [_read_file(path, schema) for path in segments]
+    newer = [_read_file(path, schema, wanted) for path in segments]
     compacted = folder / f"{name}.parquet"
-    oldest = _read_file(compacted, schema)
+    oldest = _read_file(compacted, schema, wanted)
     tables = [table for table, _ in (oldest, *newer) if table is not None]
     damaged = [path for path, (_, bad) in zip([compacted, *segments], [oldest, *newer], strict=True) if bad]
-    joined = pa.concat_tables(tables) if tables else schema.empty_table()
+    joined = pa.concat_tables(tables) if tables else schema.empty_table().select(wanted)
     return _last_row_wins(joined), damaged
 
 
 def _last_row_wins(table: pa.Table) -> pa.Table:
     steps = table["step"].to_numpy()
-    if len(steps) < 2 or bool((np.diff(steps) > 0).all()):
+    if len(steps) < 2 or bool((steps[1:] > steps[:-1]).all()):
         return table
     _, first_from_the_end = np.unique(steps[::-1], return_index=True)
     return table.take(len(steps) - 1 - first_from_the_end)
-
-
-_CACHE_ENTRIES = 512
-_cache: OrderedDict[tuple[str, int, int], pa.Table] = OrderedDict()
-_cache_lock = Lock()
 
 
 def file_key(path: Path) -> tuple[str, int, int] | None:
@@ -179,35 +195,40 @@ def file_key(path: Path) -> tuple[str, int, int] | None:
     return (str(path), stat.st_mtime_ns, stat.st_size)
 
 
-def _read_file(path: Path, schema: pa.Schema) -> tuple[pa.Table | None, bool]:
-    """One file's rows in the columns of `schema`, from memory when it was read before; and whether it is damaged."""
+SMALL = 2**20  # bytes: of a smaller file all columns are read at once, as opening it costs more than they do
+KEPT = KeptColumns(160 * 2**20)  # two curves of ten runs with a million rows each
+
+
+def _read_file(path: Path, schema: pa.Schema, columns: Sequence[str]) -> tuple[pa.Table | None, bool]:
+    """Columns of one file's rows, from memory where they were read before; and whether the file is damaged."""
     key = file_key(path)
     if key is None:
         return None, False  # deleted by a compaction, or never written
-    with _cache_lock:
-        if key in _cache:
-            _cache.move_to_end(key)
-            return _cache[key], False
+    found = {column: KEPT.get(key, column) for column in columns}
+    missing = [column for column, values in found.items() if values is None]
     try:
-        table = _conform(pq.ParquetFile(path).read(), schema)
+        if missing:
+            read = _read_parquet(path, schema, schema.names if key[2] < SMALL else missing)
+            if file_key(path) != key:
+                return _read_file(path, schema, columns)  # it was replaced meanwhile
+            for column, values in read.items():
+                KEPT.put(key, column, values)
+            found |= {column: read[column] for column in missing}
+        return pa.table(found), False
     except FileNotFoundError:
         return None, False
     except (OSError, pa.ArrowException, KeyError, ValueError):
         return None, True
-    with _cache_lock:
-        _cache[key] = table
-        while len(_cache) > _CACHE_ENTRIES:
-            _cache.popitem(last=False)
-    return table, False
 
 
-def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with exactly the schema's columns; absent ones are null. Without `step` it is not ours."""
-    table.column("step")
-    columns = [
-        table.column(field.name).cast(field.type)
-        if field.name in table.column_names
-        else pa.nulls(table.num_rows, field.type)
-        for field in schema
-    ]
-    return pa.table(columns, schema=schema)
+def _read_parquet(path: Path, schema: pa.Schema, columns: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+    """Columns of a file as the schema has them; absent ones are null. Without `step` the file is not ours."""
+    with pq.ParquetFile(path) as file:
+        if "step" not in file.schema_arrow.names:
+            raise KeyError("step")
+        table = file.read(list(columns))
+        absent = pa.chunked_array([pa.nulls(file.metadata.num_rows)])
+    return {
+        column: (table.column(column) if column in table.column_names else absent).cast(schema.field(column).type)
+        for column in columns
+    }

@@ -1,27 +1,31 @@
-"""Runs with very many rows, and what a redraw of their comparison costs.
+"""Runs with very many rows, and what their comparison costs in a browser.
 
     python tests/many_rows.py DIR --runs 10 --rows 1000000 --redraws 200
 
-writes them to DIR, draws them over each other, changes the view again and again, and prints seconds and memory.
+writes them to DIR, chooses all of them at once on a page that showed another run, changes axis, smoothing and curve
+again and again, and prints seconds, from the click until the chart is drawn, and the server's memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
+import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine.bench.browser import QUIET, App, chromium
 from engine.config import TrainConfig, to_dict
 from engine.metrics import METRICS
 
@@ -58,49 +62,99 @@ def write_run(folder: Path, number: int, rows: int, *, after: int = 0, **info: A
     return run.name
 
 
-def memory_mib() -> float:
-    """What this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+SHOWN = "document.querySelector('.st-key-overlay .lab-plot')?.data"
+# Seconds from `began` until the overlay is another one than `window.before`, with so many names in its legend.
+DRAWN = """async ([began, names]) => {
+    const shown = () => SHOWN;
+    for (const end = performance.now() + 60000; performance.now() < end;) {
+        const lines = shown();
+        if (lines && lines !== window.before && lines.filter(line => line.showlegend !== false).length === names)
+            return (performance.now() - began) / 1000;
+        await new Promise(requestAnimationFrame);
+    }
+    throw new Error(`No chart of ${names} runs`);
+}""".replace("SHOWN", SHOWN)
+AXES = ("Tokens", "Training time", "Epoch", "Step")
+CURVES = ("Throughput", "Gradient norm", "Loss")
 
 
-def views(redraws: int) -> list[dict[str, str]]:
-    """Addresses of comparisons that differ in axis, smoothing and curve."""
-    axes = ("Step", "Tokens", "Training time", "Epoch")
-    curves = ("Loss", "Throughput", "Gradient norm")
-    return [
-        {"x": axes[i % 4], "curve": curves[i % 3], "smoothing": f"{i % 97 / 100:.2f}", "log_x": str(i % 2 == 0).lower()}
-        for i in range(redraws)
-    ]
+def timed(page: Page, act: Callable[[], None], names: int) -> float:
+    """Seconds until what `act` asks for is drawn."""
+    began = page.evaluate(f"() => {{ window.before = {SHOWN}; return performance.now() }}")
+    act()
+    return page.evaluate(DRAWN, [began, names])
+
+
+def choose_all(page: Page) -> None:
+    """Tick the box in the head of the table, which is drawn on a canvas."""
+    box = page.get_by_test_id("stDataFrame").locator("canvas").first.bounding_box()
+    assert box
+    page.mouse.click(box["x"] + 18, box["y"] + 17)
+
+
+def changes(page: Page, number: int) -> Callable[[], None]:
+    """What makes the next redraw: another axis, smoothing or curve, in turn; a menu is opened for it already."""
+    kind, turn = number % 3, number // 3
+    if kind == 0:
+        name = AXES[turn % len(AXES)]
+        return page.get_by_role("radio", name=name).or_(page.get_by_role("button", name=name, exact=True)).first.click
+    if kind == 1:
+        key = "ArrowRight" if turn // 30 % 2 == 0 else "ArrowLeft"
+        return lambda: page.get_by_role("slider").first.press(key)
+    page.get_by_label("Curve").click()
+    option = page.get_by_role("option", name=CURVES[turn % len(CURVES)], exact=True)
+    option.wait_for()
+    return option.click
+
+
+def measure(page: Page, app: App, runs: int, redraws: int) -> None:
+    """Choose all runs, change the view again and again, and print what it took."""
+    server = psutil.Process(app.process.pid)
+
+    def held() -> str:
+        return f"{server.memory_info().rss / 2**20:,.0f}"
+
+    page.goto("/runs")
+    page.wait_for_function(f"{SHOWN}?.length > 0")
+    page.wait_for_timeout(5000)  # the tables too, and torch, which the server loads meanwhile
+    before = held()
+    print(f"first overlay: {timed(page, lambda: choose_all(page), runs):.2f} s", flush=True)
+    page.wait_for_timeout(3000)
+    text = page.evaluate(f"JSON.stringify({SHOWN}).length")
+    longest = page.evaluate(f"Math.max(...{SHOWN}.map(line => line.x.length))")
+    print(f"server: {before} MiB before, {held()} MiB after; chart: {text / 1000:,.0f} kB, {longest} points a line")
+    took, memory = [], []
+    for number in range(redraws):
+        took.append(timed(page, changes(page, number), runs))
+        memory.append(held())
+    for kind, what in enumerate(("axis", "smoothing", "curve")):
+        each = took[kind::3]
+        print(f"another {what}: median {statistics.median(each):.2f} s, largest {max(each):.2f} s, of {len(each)}")
+    print("server over the redraws, MiB:", *(memory[len(memory) * i // 8] for i in range(8)), memory[-1])
 
 
 def main() -> None:
     """Generate, draw, measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="new, or as an earlier call left it")
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--redraws", type=int, default=200)
     asked = parser.parse_args()
-    os.environ["LAB_RUNS"] = str(asked.folder)
-    began = time.perf_counter()
-    ids = write_runs(asked.folder, asked.runs, asked.rows)
-    print(f"{len(ids)} runs of {asked.rows:,} rows written in {time.perf_counter() - began:.1f} s")
-    from tests.app.test_comparison import show
-
-    began = time.perf_counter()
-    show(*ids)
-    print(f"first drawing, read from disk: {time.perf_counter() - began:.2f} s, {memory_mib():,.0f} MiB")
-    took, held = [], []
-    for address in views(asked.redraws):
+    asked.folder.mkdir(exist_ok=True)
+    app = App(asked.folder)
+    try:
         began = time.perf_counter()
-        show(*ids, **address)
-        took.append(time.perf_counter() - began)
-        held.append(memory_mib())
-    ordered = sorted(took)
-    print(f"{len(took)} redraws: median {ordered[len(took) // 2]:.3f} s, largest {ordered[-1]:.3f} s")
-    quarters = [held[len(held) * i // 4] for i in range(4)] + [held[-1]]
-    print("memory over the redraws, MiB:", *(f"{mib:,.0f}" for mib in quarters))
+        write_run(app.runs, asked.runs, 1000)  # the newest, which the page begins with
+        write_runs(app.runs, asked.runs, asked.rows)
+        print(f"{asked.runs} runs of {asked.rows:,} rows written in {time.perf_counter() - began:.1f} s", flush=True)
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium(), args=QUIET)
+            page = browser.new_page(viewport={"width": 1440, "height": 1000}, base_url=app.address)
+            measure(page, app, asked.runs + 1, asked.redraws)
+            browser.close()
+    finally:
+        app.stop()
 
 
 if __name__ == "__main__":

@@ -92,9 +92,10 @@ def _result(exercise: Exercise, setup: Setup, found: dict[str, Run]) -> None:
     """The comparison, and what its numbers say once all runs are done."""
     shots = {role: snapshot(run) for role, run in found.items()}
     said = reading(exercise, {role: facts_of(run) for role, run in found.items()}, roles=[r.role for r in setup.runs])
-    if any(len(shot.metrics) for shot in shots.values()):
+    if any(shot.last for shot in shots.values()):
         view = view_controls(f"exercise-{exercise.key}")
-        curves = [Curve(shot.run.id, role, shot.metrics) for role, shot in shots.items()]
+        columns = charts.loss_columns(view)
+        curves = [Curve(shot.run.id, role, shot.columns(*columns)) for role, shot in shots.items()]
         plot(charts.loss_figure(curves, view), key=f"plot-{exercise.key}", height=300)
     if not said.table.empty:
         st.dataframe(said.table, placeholder=formats.DASH)

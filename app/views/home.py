@@ -9,6 +9,7 @@ from app.widgets.plot import preload
 from app.widgets.snapshot import snapshot
 from engine import session
 from engine.config import TrainConfig
+from engine.library import summary_of
 from engine.run import active_runs, list_runs
 
 SMOKE = TrainConfig(config="nano", corpus="verdict", epochs=3)
@@ -43,7 +44,7 @@ def recent_runs(count: int = 5) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             run_parts.state_badge(shot.state)
             actions.details_link(run.id, shot.name, icon=":material/show_chart:")
-            loss = formats.loss(shot.last.get("train_loss"))
+            loss = formats.loss(summary_of(run.id).train_loss)
             st.caption(f"training loss {loss} · {formats.moment(shot.info.get('created'))}", width="content")
 
 

@@ -22,6 +22,7 @@ from tsdownsample import MinMaxLTTBDownsampler
 
 from engine.corpora.ladder import Ladder
 from engine.corpora.statistics import Statistics
+from engine.metrics import Columns
 
 MAX_POINTS = 1000  # per line: about one for each pixel of a wide chart
 PALETTE = ("#0f66b8", "#d1570b", "#0b8467", "#b13f86", "#8a6d00", "#3b3f9e", "#c2334b", "#5d6b7a")
@@ -54,11 +55,11 @@ class View:
 
 @dataclass(frozen=True)
 class Curve:
-    """A run, as a chart needs it: `metrics` has the columns of `engine.metrics.METRICS`."""
+    """A run, as a chart needs it: `metrics` has those columns of `engine.metrics.METRICS` that it draws."""
 
     run_id: str
     name: str
-    metrics: pd.DataFrame
+    metrics: Columns | pd.DataFrame
 
 
 def colour_number(run_id: str) -> int:
@@ -79,7 +80,9 @@ def smooth(values: pd.Series, weight: float) -> pd.Series:
     """
     if weight <= 0:
         return values
-    return values.ewm(alpha=1 - weight, adjust=True, ignore_na=True).mean().where(values.notna())
+    averaged = values.ewm(alpha=1 - weight, adjust=True, ignore_na=True).mean()
+    missing = values.isna()
+    return averaged.mask(missing) if missing.any() else averaged
 
 
 def thin(x: NDArray[Any], y: NDArray[np.float64], most: int = MAX_POINTS) -> NDArray[np.int64]:
@@ -89,18 +92,27 @@ def thin(x: NDArray[Any], y: NDArray[np.float64], most: int = MAX_POINTS) -> NDA
     """
     if len(y) <= most:
         return np.arange(len(y))
-    finite = np.flatnonzero(np.isfinite(y))
-    if len(finite) == 0:
-        return np.array([0, len(y) - 1])
     broken = ~np.isfinite(y)
+    if not broken.any():  # nothing has to be picked out, which costs more than all the rest
+        return _thin_whole(x, y, most)
+    ends, finite = [0, len(y) - 1], np.flatnonzero(~broken)
     gaps = np.flatnonzero(broken & ~np.concatenate([[False], broken[:-1]]))[: most // 4]  # the first of each gap
-    musts = {0, len(y) - 1, int(finite[y[finite].argmin()]), int(finite[y[finite].argmax()]), *gaps.tolist()}
-    room = most - len(musts)
-    if len(finite) > room:
-        finite = finite[
-            MinMaxLTTBDownsampler().downsample(x[finite].astype(float), y[finite], n_out=room).astype(np.int64)
-        ]
-    return np.array(sorted(musts.union(finite.tolist())))
+    chosen = finite[_thin_whole(x[finite], y[finite], most - len(gaps) - len(ends))]
+    return np.unique(np.concatenate([ends, gaps, chosen]))
+
+
+def _thin_whole(x: NDArray[Any], y: NDArray[np.float64], most: int) -> NDArray[np.int64]:
+    """The same for a line without gaps."""
+    if len(y) <= most:
+        return np.arange(len(y))
+    musts = [0, len(y) - 1, int(y.argmin()), int(y.argmax())]
+    shape = MinMaxLTTBDownsampler().downsample(x, y, n_out=most - len(musts))
+    return np.unique(np.concatenate([musts, shape.astype(np.int64)]))
+
+
+def loss_columns(view: View) -> tuple[str, ...]:
+    """The columns that `loss_figure` draws."""
+    return (view.x, "train_loss", "val_loss")
 
 
 def loss_figure(curves: Sequence[Curve], view: View, rungs: Sequence[tuple[str, float]] = ()) -> Figure:
@@ -141,7 +153,9 @@ def _add_training(figure: Figure, curve: Curve, view: View, dash: str, *, alone:
 
 
 def _add_validation(figure: Figure, curve: Curve, view: View, *, alone: bool) -> None:
-    x, measured = _columns(curve.metrics[curve.metrics.val_loss.notna()], view.x, "val_loss")
+    x, measured = _columns(curve.metrics, view.x, "val_loss")
+    there = ~np.isnan(measured)
+    x, measured = x[there], measured[there]
     chosen = thin(x, measured)
     name = "validation" if alone else f"{curve.name}, validation"
     tint = PALETTE[(colour_number(curve.run_id) + (1 if alone else 0)) % len(PALETTE)]
@@ -299,9 +313,11 @@ def say_if_empty(figure: Figure) -> Figure:
     return figure
 
 
-def _columns(metrics: pd.DataFrame, x: str, y: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    rows = metrics[metrics[x].notna()]
-    return rows[x].to_numpy(), rows[y].to_numpy(float)
+def _columns(metrics: Columns | pd.DataFrame, x: str, y: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Two columns where the first was measured."""
+    at, values = np.asarray(metrics[x]), np.asarray(metrics[y], float)
+    there = ~np.isnan(at)
+    return (at, values) if there.all() else (at[there], values[there])
 
 
 def trace(

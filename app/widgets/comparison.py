@@ -28,6 +28,8 @@ _TABS = {
 }
 
 
+@st.fragment  # another look at the same runs leaves the list of all runs as it is
+@guard()
 def comparison(chosen: list[Run]) -> None:
     """The chosen runs against each other; one alone is shown likewise. All of it grows while one of them trains."""
     column, view = _controls()
@@ -105,5 +107,5 @@ def _chart(chosen: list[Run], was_active: bool, column: str, view: View) -> None
     of = runs.ids[0] if len(runs.ids) == 1 else f"{len(runs.ids)}-runs"
     chart_files("overlay", title=title, file=f"{title.lower().replace(' ', '-')}-of-{of}")
     for states in runs.states:
-        for problem in problems(*states[0]):
+        for problem in problems(*states[0], column, view.x):
             st.caption(f":material/warning: {formats.plain(runs.names[states[0][0].name])}: {formats.plain(problem)}")

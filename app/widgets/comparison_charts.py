@@ -37,6 +37,8 @@ MOST_WITH_RAW = 6  # runs; of more the raw lines would hide each other
 MOST_WITH_ALL_HOVER = 8  # runs whose validation losses have room in the box beside the cursor
 POINTS = 24_000  # of a chart: what a browser draws without a wait
 LEAST_POINTS = 150  # of a line
+MARKERS = 2_000  # of a chart, which are validation losses: each takes a browser as long as ten points of a line
+LEAST_MARKERS = 40  # of a line
 LEGEND_HEIGHT = 80  # pixels: four rows; a longer legend scrolls
 NEAR = {5: 0, 6: 3}  # places in the palette: indigo is near to blue, crimson to magenta
 LONGEST_NAME = 34  # characters, in a legend of many runs
@@ -92,12 +94,17 @@ class RunCurve:
     not_finite: NDArray[Any]
 
 
+def drawn_columns(column: str, x: str) -> tuple[str, ...]:
+    """The columns that `run_curve` draws."""
+    return (x, column, "val_loss") if column == "train_loss" else (x, column)
+
+
 def run_curve(rows: History, column: str, view: View, runs: int = 1) -> RunCurve:
     """A run's curve; of a branch from its parent's last step on, where it begins at its parent's value.
 
     Args:
-        rows: with the columns `view.x`, `column` and `val_loss`; a branch's parents' rows before its own, so that its
-            moving average goes on from theirs.
+        rows: with `drawn_columns`; a branch's parents' rows before its own, so that its moving average goes on from
+            theirs.
         column: a key of `MEASURES`.
         view: the axis and the smoothing that are wanted.
         runs: how many there are in the chart: of many, each has fewer points.
@@ -114,7 +121,8 @@ def run_curve(rows: History, column: str, view: View, runs: int = 1) -> RunCurve
     chosen = thin(x, raw if runs <= MOST_WITH_RAW else smoothed, most) if len(x) else np.empty(0, dtype=np.int64)
     val = rows["val_loss"][first:] if column == "train_loss" else np.empty(0)
     measured = np.flatnonzero(np.isfinite(val))
-    measured = measured[thin(x[measured], val[measured], most)] if len(measured) > most else measured
+    markers = min(MAX_POINTS, max(LEAST_MARKERS, MARKERS // runs))
+    measured = measured[thin(x[measured], val[measured], markers)] if len(measured) > markers else measured
     return RunCurve(x[chosen], raw[chosen], smoothed[chosen], x[measured], val[measured], x[~np.isfinite(raw)][:10])
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 from app.widgets import snapshot
 from app.widgets.charts import View
-from app.widgets.comparison_charts import RunCurve, overlay_figure, run_curve
+from app.widgets.comparison_charts import RunCurve, drawn_columns, overlay_figure, run_curve
 from engine.compare import Comparison, compare
 from engine.corpora.ladder import cached_ladder
 from engine.errors import RunError
@@ -19,6 +21,7 @@ from engine.history import Load, ancestors, history
 from engine.run import Run, load_run
 
 Rungs = tuple[tuple[str, float], ...]
+THREADS = min(4, os.cpu_count() or 1)  # each holds some columns of a run for a moment
 State = tuple[Path, tuple[Any, ...]]  # a run's folder, and its signature
 
 
@@ -96,14 +99,16 @@ def compared(chosen: Choice) -> Comparison:
 def overlay(chosen: Choice, column: str, view: View, rungs: Rungs) -> str:
     """The curves of the runs over each other, as JSON."""
     runs = len(chosen.ids)
-    curves = {i: _curve(states, column, view.x, view.smoothing, runs) for i, states in chosen.by_id.items()}
-    return json.dumps(overlay_figure(curves, chosen.names, column, view, rungs))
+    with ThreadPoolExecutor(THREADS) as pool:  # reading and averaging leave Python's lock to others
+        curves = pool.map(lambda states: _curve(states, column, view.x, view.smoothing, runs), chosen.states)
+        by_id = dict(zip(chosen.ids, curves, strict=True))
+    return json.dumps(overlay_figure(by_id, chosen.names, column, view, rungs))
 
 
 @lru_cache(maxsize=256)
 def _curve(states: tuple[State, ...], column: str, x: str, smoothing: float, runs: int) -> RunCurve:
     run_id = states[0][0].name
-    rows = history(run_id, _load(states), dict.fromkeys([x, column, "val_loss"]))
+    rows = history(run_id, _load(states), drawn_columns(column, x))
     return run_curve(rows, column, View(x=x, smoothing=smoothing), runs)
 
 
@@ -125,6 +130,6 @@ def _texts(info: Mapping[str, Any]) -> tuple[str, str | None, float] | None:
 
 
 @lru_cache(maxsize=512)
-def problems(folder: Path, signature: tuple[Any, ...]) -> list[str]:
-    """A sentence for each damaged file of a run."""
-    return snapshot.read(folder, signature).problems
+def problems(folder: Path, signature: tuple[Any, ...], column: str, x: str) -> list[str]:
+    """A sentence for each damaged file of a run; of the metrics only what is drawn is looked at."""
+    return Run(folder).problems_in(*drawn_columns(column, x))

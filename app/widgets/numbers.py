@@ -96,7 +96,7 @@ def _numbers(shot: Snapshot) -> list[dict[str, str]]:
 
 def _findings(shot: Snapshot) -> list[dict[str, Any]]:
     """Problems first, each with name and label of the settings that it is about."""
-    if shot.metrics.empty:
+    if not shot.last:
         return []
     return [
         {

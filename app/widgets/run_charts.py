@@ -60,9 +60,10 @@ def run_charts(shot: Snapshot, view: View) -> list[Chart]:
 def _figure(folder: Path, signature: tuple[Any, ...], view: View, what: str) -> str:
     """A chart as JSON; made once for all tabs, and not again while nothing has changed."""
     shot = read(folder, signature)
-    curve = Curve(shot.run.id, shot.name, shot.metrics)
     if what == "loss":
+        curve = Curve(shot.run.id, shot.name, shot.columns(*charts.loss_columns(view)))
         return json.dumps(charts.loss_figure([curve], view, shot.rungs))
+    curve = Curve(shot.run.id, shot.name, shot.columns(view.x, what))
     _, unit, hover, _ = PANELS[what]
     marks = [("estimate", shot.memory_estimate)] if what == "memory_gib" and shot.memory_estimate else []
     return json.dumps(charts.line_figure(curve, what, view, unit, hover=hover, marks=marks))

@@ -15,7 +15,7 @@ _CHOICES = ("all checkpoints", "the newest checkpoint", "no checkpoints")
 
 def exports(shot: Snapshot) -> None:
     """The metrics, and the whole run."""
-    run, empty = shot.run, shot.metrics.empty
+    run, empty = shot.run, not shot.last
     st.subheader("Metrics", anchor=False)
     csv, parquet = f"{run.id}-metrics.csv", f"{run.id}-metrics.parquet"
     downloads(

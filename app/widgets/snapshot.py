@@ -9,23 +9,24 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from engine.checkpoint import Checkpoint
 from engine.corpora.ladder import cached_ladder
 from engine.diagnosis import Finding, diagnose
+from engine.metrics import Columns
 from engine.run import ACTIVE_STATES, Event, Run
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a run's folder held when `signature` was taken."""
+    """What a run's folder held when `signature` was taken. Columns are read when they are asked for, and not kept."""
 
     run: Run
     signature: tuple[Any, ...]
     info: dict[str, Any]
     state: str
-    metrics: pd.DataFrame
 
     @property
     def name(self) -> str:
@@ -54,25 +55,33 @@ class Snapshot:
         total = self.info.get("total_steps")
         return total if isinstance(total, int) else 0
 
+    def columns(self, *names: str) -> Columns:
+        """Some columns of the metrics."""
+        return self.run.columns(*names)
+
     @cached_property
     def last(self) -> dict[str, Any]:
-        """The last measured row; {} before the first step."""
-        return {} if self.metrics.empty else self.metrics.iloc[-1].to_dict()
+        """What the last row says of the way so far; {} before the first step."""
+        rows = self.columns("step", "epoch", "tokens", "elapsed_s", "train_loss", "tokens_per_s")
+        return {name: values[-1].item() for name, values in rows.items()} if len(rows["step"]) else {}
 
     @cached_property
     def last_val_loss(self) -> float | None:
         """The validation loss that was measured last."""
-        measured = self.metrics.val_loss.dropna()
-        return None if measured.empty else float(measured.iloc[-1])
+        val = self.columns("val_loss")["val_loss"]
+        measured = np.flatnonzero(~np.isnan(val))
+        return float(val[measured[-1]]) if len(measured) else None
 
     @cached_property
     def seconds_left(self) -> float | None:
         """An estimate: the steps to come at the pace of the last fifty, evaluation and saving included."""
-        recent = self.metrics.tail(50)
-        if len(recent) < 2 or not self.is_active:
+        if not self.is_active:
             return None
-        pace = (recent.elapsed_s.iloc[-1] - recent.elapsed_s.iloc[0]) / (recent.step.iloc[-1] - recent.step.iloc[0])
-        return float(pace) * (self.total_steps - int(recent.step.iloc[-1]))
+        steps, seconds = (values[-50:] for values in self.columns("step", "elapsed_s").values())
+        if len(steps) < 2:
+            return None
+        pace = (seconds[-1] - seconds[0]) / (steps[-1] - steps[0])
+        return float(pace) * (self.total_steps - int(steps[-1]))
 
     @cached_property
     def samples(self) -> pd.DataFrame:
@@ -102,8 +111,8 @@ class Snapshot:
     @cached_property
     def peak_memory(self) -> float | None:
         """The most memory that was measured, GiB."""
-        measured = self.metrics.memory_gib.dropna()
-        return None if measured.empty else float(measured.max())
+        measured = self.columns("memory_gib")["memory_gib"]
+        return None if np.isnan(measured).all() else float(np.nanmax(measured))
 
     @property
     def memory_estimate(self) -> float | None:
@@ -117,7 +126,7 @@ class Snapshot:
         config = self.info.get("config")
         config = config if isinstance(config, dict) else {}
         found = diagnose(
-            self.metrics,
+            self.columns("step", "train_loss", "val_loss", "grad_norm", "tokens_per_s"),
             config,
             ladder=self.rungs,
             total_steps=self.total_steps,
@@ -158,7 +167,7 @@ def read(folder: Path, signature: tuple[Any, ...]) -> Snapshot:
             return kept
     run = Run(folder)
     info = run.info
-    shot = Snapshot(run, signature, info, run.state_of(info), run.metrics)
+    shot = Snapshot(run, signature, info, run.state_of(info))
     with _lock:
         _kept[folder] = shot
         _kept.move_to_end(folder)

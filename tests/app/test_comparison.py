@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,13 +20,15 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from app.widgets import comparison, comparison_charts, comparison_data
-from app.widgets.charts import MAX_POINTS, View, colour, colour_number, smooth
+from app.widgets.charts import AXES, MAX_POINTS, View, colour, colour_number, smooth
 from app.widgets.comparison_charts import MEASURES, NEAR, RunCurve, overlay_figure, run_curve, scatter_figure
 from app.widgets.comparison_data import choice, overlay, shared_rungs
+from engine import tables
 from engine.config import TrainConfig, to_dict
 from engine.history import History
-from engine.run import load_run, run_lock
-from tests.many_rows import memory_mib, views, write_runs
+from engine.kept import KeptColumns
+from engine.run import Run, load_run, run_lock
+from tests.many_rows import write_runs
 
 Make = Callable[..., Path]
 
@@ -87,10 +90,11 @@ def test_what_changes_by_plan_is_not_smoothed() -> None:
 def test_many_long_runs_are_few_points() -> None:
     losses = np.random.default_rng(0).normal(5, 1, 50_000)
     losses[31_234] = 40.0
-    history = rows(range(1, 50_001), losses.tolist())
+    history = rows(range(1, 50_001), losses.tolist(), val_loss=losses)
     alone, among = run_curve(history, "train_loss", View()), run_curve(history, "train_loss", View(), runs=50)
     assert len(alone.x) <= MAX_POINTS and 40.0 in alone.raw
     assert len(among.x) <= 300
+    assert len(alone.val) <= MAX_POINTS and len(among.val) <= 40 and 40.0 in among.val
 
 
 def test_a_run_without_rows_yet_is_no_error() -> None:
@@ -346,14 +350,34 @@ def test_damaged_runs_are_compared_as_far_as_they_can_be_read(runs: list[str], m
         show(folder.name, table=table)
 
 
-def test_many_rows_are_redrawn_quickly_and_nothing_piles_up(folders: Path) -> None:
-    """`python tests/many_rows.py` measures it in full: ten runs of a million rows each."""
+def views(redraws: int) -> list[dict[str, str]]:
+    """Addresses of comparisons that differ in axis, smoothing and curve."""
+    axes, curves = list(AXES), ("train_loss", "tokens_per_s", "grad_norm")
+    return [
+        {"x": axes[i % 4], "curve": curves[i % 3], "smoothing": f"{i % 97 / 100:.2f}", "log_x": ["on", "off"][i % 2]}
+        for i in range(redraws)
+    ]
+
+
+def test_many_rows_are_redrawn_quickly_and_nothing_piles_up(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python tests/many_rows.py` measures it in full: ten runs of a million rows each, in a browser."""
     ids = write_runs(folders / "runs", 3, 200_000)
+    kept = KeptColumns(6 * 200_000 * 8)  # two curves of the runs
+    monkeypatch.setattr(tables, "KEPT", kept)
+    monkeypatch.setattr(Run, "metrics", property(lambda run: pytest.fail("Whole tables are read.")))
+    read: list[str] = []
+    really = tables._read_parquet
+    monkeypatch.setattr(tables, "_read_parquet", lambda *asked: read.extend(asked[2]) or really(*asked))
+    overlay(choice([load_run(i) for i in ids]), "train_loss", View(), ())
+    assert read == ["step", "train_loss", "val_loss"] * 3
     took, held = [], []
     for address in views(12):
         began = time.process_time()
         show(*ids, **address)
         took.append(time.process_time() - began)
-        held.append(memory_mib())
+        held.append(psutil.Process().memory_info().rss / 2**20)
+        assert 0 < kept.bytes <= kept.most_bytes
     assert sorted(took)[len(took) // 2] < 0.5
     assert held[-1] - held[5] < 50
+    assert read.count("step") == 3 and read.count("tokens") == 3  # evenly spaced: they stay
+    assert "learning_rate" not in read

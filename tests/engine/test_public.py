@@ -133,6 +133,7 @@ FLOORS = [
         "loss",
         "loss_cuda",
         "metrics",
+        "kept",
         "tables",
         "environment",
         "optimizer",

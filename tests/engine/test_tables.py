@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from engine import tables
+from engine.kept import KeptColumns
 from engine.metrics import METRICS
-from engine.tables import TableWriter, read_table, table_signature
+from engine.tables import TableWriter, read_columns, read_table, table_signature
 
 SCHEMA = pa.schema([("step", pa.int64()), ("loss", pa.float64()), ("val_loss", pa.float64()), ("text", pa.string())])
 LOSSES = st.floats(allow_nan=True, allow_infinity=True)
@@ -249,7 +250,7 @@ def test_a_compaction_destroys_nothing_that_it_could_not_read(
             raise OSError(24, "Too many open files")
         return really(source, *args, **kwargs)
 
-    tables._cache.clear()
+    tables.KEPT.clear()
     with monkeypatch.context() as patch:
         patch.setattr(pq, "ParquetFile", stutter)
         with contextlib.suppress(OSError):  # refusing is fine; losing is not
@@ -259,6 +260,57 @@ def test_a_compaction_destroys_nothing_that_it_could_not_read(
     assert 3 in frame["step"].tolist()
     if place == "segment":
         assert frame["step"].tolist() == [1, 2, 3]
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
+    """Each file that is read from now on, and the columns; nothing is in memory yet."""
+    found = []
+
+    class Recorded(pq.ParquetFile):
+        def read(self, columns: list[str], **options: Any) -> pa.Table:
+            found.append((Path(self.name).name, columns))
+            return super().read(columns, **options)
+
+        def __init__(self, source: Path) -> None:
+            self.name = source
+            super().__init__(source)
+
+    monkeypatch.setattr(pq, "ParquetFile", Recorded)
+    monkeypatch.setattr(tables, "KEPT", KeptColumns(2**20))
+    return found
+
+
+def test_only_the_columns_that_are_asked_for_are_read_and_once(
+    tmp_path: Path, reads: list[tuple[str, list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "SMALL", 10_000)
+    writer = TableWriter(tmp_path, "t", SCHEMA)
+    writer._rows = [row(step, loss=step / 7) for step in range(1, 5001)]
+    writer.compact()
+    writer.append(row(5000, loss=0.5))
+    writer.append(row(5001, val_loss=4.0))
+    writer.flush()
+    reads.clear()
+    columns, problems = read_columns(tmp_path, "t", SCHEMA, ["loss"])
+    assert problems == [] and len(columns["loss"]) == 5001 and columns["loss"][-2:].tolist() == [0.5, 1.0]
+    small = ("000002.parquet", SCHEMA.names)  # opening it is what costs
+    assert reads == [small, ("t.parquet", ["step", "loss"])]
+    again, _ = read_columns(tmp_path, "t", SCHEMA, ["step", "loss", "val_loss"])
+    assert reads[2:] == [("t.parquet", ["val_loss"])]
+    assert again["step"].dtype == "int64" and again["step"].tolist() == list(range(1, 5002))
+    assert math.isnan(again["val_loss"][0]) and again["val_loss"][-1] == 4.0
+
+
+def test_a_column_that_is_damaged_hides_the_file_from_its_readers_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "SMALL", 0)
+    foreign(tmp_path / "t.parquet", pa.table({"step": [1, 2], "loss": [3.0, 2.0], "val_loss": ["much", "more"]}))
+    assert read_columns(tmp_path, "t", SCHEMA, ["loss"])[0]["loss"].tolist() == [3.0, 2.0]
+    columns, problems = read_columns(tmp_path, "t", SCHEMA, ["loss", "val_loss"])
+    assert [len(values) for values in columns.values()] == [0, 0] and problems[0].startswith("t.parquet in")
+    assert len(read_table(tmp_path, "t", SCHEMA)[0]) == 0
 
 
 def test_the_order_of_segments_is_that_of_their_numbers(tmp_path: Path) -> None:
