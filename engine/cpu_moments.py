@@ -49,13 +49,13 @@ class CpuStep(Step):
 
     @cached_property
     def vocabulary_gradients(self) -> int:
-        """The output layer's and the embedding's, 4·V·D each, and with accumulation those of earlier batches."""
-        return 4 * self.vocabulary * (3 if self.config.grad_accum_steps > 1 else 2)
+        """The output layer's and the embedding's, 4·V·D each, and those that lie there from before."""
+        return 4 * self.vocabulary * (3 if self.holds_gradients else 2)
 
     @cached_property
     def held_gradients(self) -> int:
-        """What earlier batches of the same step have left of the blocks."""
-        return 4 * self.config.model.layers * self.block if self.config.grad_accum_steps > 1 else 0
+        """Those of the blocks that lie there from before."""
+        return 4 * self.config.model.layers * self.block if self.holds_gradients else 0
 
     def moments(self) -> list[Moment]:
         """All moments that can be the peak, in order.

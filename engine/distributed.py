@@ -100,7 +100,7 @@ class Team:
         # consequence settles that, so that a resumed run adds up like one that was never stopped.
         nothing = torch.zeros((1, 1), dtype=torch.long, device=device)
         parallel(nothing, nothing).backward()
-        model.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=False)  # they stay in the buckets
         torch.manual_seed(seed + _SEEDS_APART * self.world.rank)
         return cast(Loss, parallel)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.config import PRESETS, TrainConfig, check
 from engine.memory import GIB, estimate_memory
+
+_Total = Callable[[TrainConfig], int]  # bytes that a run with these settings needs
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class Change:
         return f"{' with '.join(words)} (saves {self.saving / GIB:.2f} GiB)"
 
 
-def what_would_fit(config: TrainConfig, device: str, limit: float, *, has_bf16: bool = True) -> list[Change]:
+def what_would_fit(
+    config: TrainConfig, device: str, limit: float, *, has_bf16: bool = True, processes: int = 1
+) -> list[Change]:
     """Single changes with which the run would need at most `limit` bytes; where none does, one combination, or nothing.
 
     Batch, context and preset are lowered no further than they have to be. A smaller batch comes with as much more
@@ -43,44 +47,51 @@ def what_would_fit(config: TrainConfig, device: str, limit: float, *, has_bf16: 
         device: `cuda` or `cpu`.
         limit: bytes of memory that the run may use.
         has_bf16: whether the device computes in bf16; see `engine.environment.has_bf16`.
+        processes: that train it together; `limit` is what each may use.
     """
-    before = estimate_memory(config, device).total
+    total = _total_on(device, processes)
     found = []
     for variants in _ladders(config, has_bf16):
-        change = next((c for s in variants if (c := _change(config, s, device, before)) and c.total <= limit), None)
+        change = next((c for s in variants if (c := _change(config, s, total)) and c.total <= limit), None)
         if change:
             found.append(change)
-    together = None if found else least_combination(config, device, limit, has_bf16=has_bf16)
+    together = None if found else least_combination(config, device, limit, has_bf16=has_bf16, processes=processes)
     return [together] if together else found
 
 
-def least_combination(config: TrainConfig, device: str, limit: float, *, has_bf16: bool = True) -> Change | None:
+def least_combination(
+    config: TrainConfig, device: str, limit: float, *, has_bf16: bool = True, processes: int = 1
+) -> Change | None:
     """Changes that fit together, no more of them than it takes; None where nothing fits, or nothing has to change.
 
     First comes what leaves model and text alone, then smaller batches, then shorter contexts, then all that again with
     the next smaller preset.
 
     Args:
-        config, device, limit, has_bf16: as in `what_would_fit`.
+        config, device, limit, has_bf16, processes: as in `what_would_fit`.
     """
-    before = estimate_memory(config, device).total
-    if before <= limit:
+    total = _total_on(device, processes)
+    if total(config) <= limit:
         return None
     for preset in ({}, *_smaller_presets(config)):
-        for more in _ever_more(replace(config, **preset), device, has_bf16):
-            change = _change(config, preset | more, device, before)
+        for more in _ever_more(replace(config, **preset), total, has_bf16):
+            change = _change(config, preset | more, total)
             if change and change.total <= limit:
                 return change
     return None
 
 
-def _change(config: TrainConfig, settings: Mapping[str, Any], device: str, before: int) -> Change | None:
+def _total_on(device: str, processes: int) -> _Total:
+    return lambda config: estimate_memory(config, device, processes=processes).total
+
+
+def _change(config: TrainConfig, settings: Mapping[str, Any], total: _Total) -> Change | None:
     """The change, when it is allowed and saves anything."""
     changed = replace(config, **settings)
     if check(changed):
         return None
-    total = estimate_memory(changed, device).total
-    return Change(settings, before - total, total) if total < before else None
+    before, after = total(config), total(changed)
+    return Change(settings, before - after, after) if after < before else None
 
 
 def _ladders(config: TrainConfig, has_bf16: bool) -> Iterator[list[dict[str, Any]]]:
@@ -91,22 +102,18 @@ def _ladders(config: TrainConfig, has_bf16: bool) -> Iterator[list[dict[str, Any
     yield from ([saver] for saver in _savers(config, has_bf16))
 
 
-def _ever_more(config: TrainConfig, device: str, has_bf16: bool) -> Iterator[dict[str, Any]]:
+def _ever_more(config: TrainConfig, total: _Total, has_bf16: bool) -> Iterator[dict[str, Any]]:
     """Settings of which each saves more than the one before."""
     together: dict[str, Any] = {}
     yield together
     for saver in _savers(config, has_bf16):
-        if _total(config, together | saver, device) < _total(config, together, device):
+        if total(replace(config, **(together | saver))) < total(replace(config, **together)):
             together = together | saver
             yield together
     batches = _smaller_batches(config)
     yield from (together | batch for batch in batches)
     together = together | (batches[-1] if batches else {})
     yield from (together | context for context in _shorter_contexts(config))
-
-
-def _total(config: TrainConfig, settings: Mapping[str, Any], device: str) -> int:
-    return estimate_memory(replace(config, **settings), device).total
 
 
 def _smaller_batches(config: TrainConfig) -> list[dict[str, Any]]:

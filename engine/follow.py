@@ -87,5 +87,5 @@ def _sentence(error: BaseException, state: TrainState | None) -> str:
     if isinstance(error, LabError):
         return str(error)
     if is_out_of_memory(error) and state is not None:
-        return str(out_of_memory(state.config))
+        return str(out_of_memory(state.plan))
     return f"{type(error).__name__}: {error}"

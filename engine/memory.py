@@ -71,7 +71,7 @@ class Breakdown:
         return sum(self.parts.values())
 
 
-def estimate_memory(config: TrainConfig, device: str | None = None, *, held: int = 0) -> Breakdown:
+def estimate_memory(config: TrainConfig, device: str | None = None, *, processes: int = 1, held: int = 0) -> Breakdown:
     """The memory of a run at its peak.
 
     Validation and samples never need more than training: they keep nothing for a backward pass.
@@ -79,6 +79,7 @@ def estimate_memory(config: TrainConfig, device: str | None = None, *, held: int
     Args:
         config: checked settings; automatic values are taken as a run would resolve them.
         device: `cuda` or `cpu` instead of the config's own; `auto` counts as a GPU.
+        processes: that train it together; the answer is for each of them.
         held: bytes that the process which is to train holds already; on a CPU the run comes on top of them. 0 stands
             for a process of its own.
     """
@@ -86,7 +87,7 @@ def estimate_memory(config: TrainConfig, device: str | None = None, *, held: int
     cpu = name.startswith("cpu")
     if config.precision == "auto":
         config = replace(config, precision="fp32" if cpu else "bf16")
-    return _on_cpu(CpuStep(config), held) if cpu else _on_gpu(Step(config))
+    return _on_cpu(CpuStep(config, processes), held) if cpu else _on_gpu(Step(config, processes))
 
 
 # ---------------------------------------------------------------------------------------------- the two devices

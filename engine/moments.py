@@ -38,9 +38,15 @@ class Moment:
 
 @dataclass(frozen=True)
 class Step:
-    """The sizes of one training step."""
+    """The sizes of one training step.
+
+    Attributes:
+        config: the settings.
+        processes: that train together; the sizes are of each.
+    """
 
     config: TrainConfig
+    processes: int = 1
 
     @cached_property
     def a(self) -> int:
@@ -156,10 +162,15 @@ class Step:
 
     # ------------------------------------------------------------------------------------------ the moments
 
+    @property
+    def holds_gradients(self) -> bool:
+        """Whether gradients lie there from before: of earlier batches of the step, or as what processes average."""
+        return self.config.grad_accum_steps > 1 or self.processes > 1
+
     @cached_property
     def held_gradients(self) -> int:
-        """What earlier batches of the same step have left: with gradient accumulation all gradients, 4·P."""
-        return 4 * self.config.model.parameters if self.config.grad_accum_steps > 1 else 0
+        """All gradients, 4·P, where they lie there while a batch makes its own."""
+        return 4 * self.config.model.parameters if self.holds_gradients else 0
 
     def moments(self) -> list[Moment]:
         """All moments that can be the peak on a GPU, in order."""

@@ -120,7 +120,7 @@ def measure_pace(plan: Plan, seconds: float = 4.0) -> Pace:
     except (MemoryError, RuntimeError) as error:
         let_go(error)
         if is_out_of_memory(error):
-            raise out_of_memory(plan.config) from None
+            raise out_of_memory(plan) from None
         raise
     finally:
         lock.release()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from engine.errors import LabError, RunBusyError
 from engine.run import ActiveRun, Run, load_run
 from engine.start import branch_run, new_run, resume_run
 from engine.train import train
+
+SWITCH_S = 0.0005  # for which another thread may keep training from Python's lock: it asks for it after each operation
 
 _lock = threading.Lock()
 _thread: threading.Thread | None = None
@@ -91,8 +94,13 @@ def _launch(prepare: Callable[[], ActiveRun]) -> str:
 
 
 def _train(run: ActiveRun, control: Control) -> None:
-    with contextlib.suppress(LabError):  # the run's state and log say it; there is nobody else here to tell
-        train(run.config, run, control)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        with contextlib.suppress(LabError):  # the run's state and log say it; there is nobody else here to tell
+            train(run.config, run, control)
+    finally:
+        sys.setswitchinterval(before)
 
 
 def active_run() -> Run | None:

@@ -219,7 +219,7 @@ def new_run(
     if len(text.corpus.tokens) <= QUICK_LADDER:  # a larger one has it from `tokenize` or the Corpora page
         ladder_of(text.corpus, text.val_corpus, config.val_fraction)
     run_id = new_id(plan.config)
-    info = new_info(run_id, plan, name=name, notes=notes, requested=_requested(config), **_facts(plan.config, text))
+    info = new_info(run_id, plan, name=name, notes=notes, requested=_requested(config), **_facts(plan, text))
     return ActiveRun(run_id, plan, info | dict(facts or {}), devices=world.devices(plan.config.device)).open()
 
 
@@ -234,14 +234,15 @@ def _asked_of(run: Run) -> dict[str, Any]:
     return dict(requested) if isinstance(requested, dict) else {}
 
 
-def _facts(config: TrainConfig, text: Text) -> dict[str, Any]:
-    return {"environment": environment.versions(), "memory_estimate_gib": _memory_estimate(config), **text.facts}
+def _facts(plan: Plan, text: Text) -> dict[str, Any]:
+    return {"environment": environment.versions(), "memory_estimate_gib": _memory_estimate(plan), **text.facts}
 
 
-def _memory_estimate(config: TrainConfig) -> float:
+def _memory_estimate(plan: Plan) -> float:
     """GiB, of what the column `memory_gib` measures: what is allocated on a GPU, or the process on a CPU."""
-    estimate = estimate_memory(config, config.device, held=environment.held_bytes())
-    return (estimate.total if config.device == "cpu" else estimate.peak_allocated) / environment.GIB
+    device = plan.config.device
+    estimate = estimate_memory(plan.config, device, processes=plan.world_size, held=environment.held_bytes())
+    return (estimate.total if device == "cpu" else estimate.peak_allocated) / environment.GIB
 
 
 def resume_run(run_id: str, world: World = ALONE) -> ActiveRun:
@@ -295,7 +296,7 @@ def _resume(run: Run, lock: FolderLock, world: World) -> ActiveRun:
         passed_over.append(_other_world(run, plan))
     info["config"], info["world_size"] = to_dict(config), world.size
     info["progress"] = dict(checkpoint.progress)
-    info["memory_estimate_gib"] = _memory_estimate(config)  # of the process that goes on
+    info["memory_estimate_gib"] = _memory_estimate(plan)  # of the process that goes on
     info["ended"] = None
     info["diverged"] = False
     active = ActiveRun(run.id, plan, info, checkpoint, world.devices(config.device), lock).open()
@@ -375,7 +376,7 @@ def branch_run(
         name=name or f"{parent.info.get('name', run_id)}, branched at step {checkpoint.step}",
         notes=notes,
         requested=_asked_of(parent) | branch.changes,
-        **_facts(plan.config, text),
+        **_facts(plan, text),
     )
     info["parent"] = {
         "run": run_id,

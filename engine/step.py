@@ -307,7 +307,8 @@ def _update(state: TrainState, *, keep_gradients: bool = False) -> None:
     elif not bad.item():
         apply_update(state.optimizer)
     if not keep_gradients:
-        state.optimizer.zero_grad(set_to_none=True)
+        alone = state.parallel is None  # else gradients lie in DistributedDataParallel's buckets, and are to stay there
+        state.optimizer.zero_grad(set_to_none=alone)
 
 
 def _send_results(state: TrainState, rate: float) -> None:

@@ -20,6 +20,7 @@ from engine.environment import give_back_memory, has_bf16, memory_bounded, memor
 from engine.errors import DivergedError, LabError, OutOfMemoryError, TrainingError, storage_sentence
 from engine.fit import what_would_fit
 from engine.memory import estimate_memory
+from engine.plan import Plan
 from engine.run import ActiveRun, Run
 from engine.start import new_run
 
@@ -238,7 +239,7 @@ def explain(error: BaseException, run: ActiveRun) -> LabError:
     if isinstance(error, OSError) and error.errno is not None:
         return TrainingError(f"{storage_sentence(error, run.folder)} {_way_on(run)}")
     if is_out_of_memory(error):
-        return out_of_memory(run.config)
+        return out_of_memory(run.plan)
     if isinstance(error, KeyboardInterrupt):
         return TrainingError(f"Training was cut short. {_way_on(run)}")
     return TrainingError(f"Training ended by a defect of the lab: {type(error).__name__}: {error}")
@@ -254,12 +255,12 @@ def _way_on(run: ActiveRun) -> str:
     return "The run had no checkpoint yet, so it has to be started anew."
 
 
-def out_of_memory(config: TrainConfig) -> OutOfMemoryError:
+def out_of_memory(plan: Plan) -> OutOfMemoryError:
     """What would fit into the memory that this run could have had, by the estimate."""
-    device = config.device
-    needed = estimate_memory(config, device).total
+    config, device = plan.config, plan.config.device
+    needed = estimate_memory(config, device, processes=plan.world_size).total
     room = min(memory_within_reach(device), 0.9 * needed)  # it ran out, whatever the estimate had said
-    changes = what_would_fit(config, device, room, has_bf16=has_bf16(device))
+    changes = what_would_fit(config, device, room, has_bf16=has_bf16(device), processes=plan.world_size)
     message = (
         f"Memory ran out on {device}. By the estimate these would fit: {'; '.join(map(str, changes))}."
         if changes

@@ -17,6 +17,7 @@ import torch
 
 from engine.accelerate import flops_per_token
 from engine.config import TrainConfig
+from engine.distributed import SOLO, Team
 from engine.plan import make_plan
 from engine.start import Text
 from engine.step import DTYPES, TrainState, build, compile_model, finished_rows, memory_gib, train_step
@@ -112,19 +113,20 @@ def matmul_flops(device: torch.device, precision: str) -> float:
     return 2 * n**3 * repeat / min(_timed(products) for _ in range(10))
 
 
-def random_state(config: TrainConfig) -> TrainState:
-    """A fresh training on random tokens, of which there is enough for a step.
+def random_state(config: TrainConfig, team: Team = SOLO) -> TrainState:
+    """A fresh training on random tokens, of which there is enough for a step of each process.
 
     Raises:
         ConfigError: a library is missing.
     """
     tokens = np.random.default_rng(0).integers(0, config.model.vocabulary_size, 2**20, dtype=np.uint16)
-    need = (config.sequences_per_step + 1) * config.model.context_length
+    size = team.world.size
+    need = (config.sequences_per_step * size + 1) * config.model.context_length
     if need > len(tokens):
         tokens = np.resize(tokens, need)
-    plan = make_plan(config, len(tokens), 0, device=config.device, precision=config.precision)
+    plan = make_plan(config, len(tokens), 0, device=config.device, precision=config.precision, world_size=size)
     text: Any = Text(tokens, tokens[:0], None, None)  # type: ignore[arg-type]  # of no corpus
-    return build(plan, text)
+    return build(plan, text, team=team)
 
 
 def run_steps(state: TrainState, count: int) -> None:

@@ -2,10 +2,13 @@
 
 One run of `nano` (batch 4, fp32, CPU) is started in the app and goes on through all segments; in a segment without the
 page there is no browser at all. The pace is what the run's metrics say: tokens between two steps by the time they took.
+A machine's pace drifts, so each watched segment is held against the mean of the two unwatched ones around it. Loading
+the page is not watching it: a segment begins when that is over.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import statistics
@@ -23,7 +26,7 @@ from engine.bench.browser import QUIET, App, chromium
 from engine.errors import LabError
 from engine.run import Run
 
-SETTLE_S = 4.0  # after a page was opened, or closed
+SETTLE_S = 8.0  # after a page was opened, or closed: it loads for some four
 TICKS = os.sysconf("SC_CLK_TCK")  # a second, in /proc
 
 
@@ -48,15 +51,21 @@ class Segment:
 
 @dataclass(frozen=True)
 class WatchingCost:
-    """All segments, one without the page and one with it in turn."""
+    """All segments, without the page and with it in turn, the first and the last one without."""
 
     segments: tuple[Segment, ...]
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Watched pace over unwatched, of each pair."""
-        pairs = zip(self.segments[::2], self.segments[1::2], strict=True)
-        return tuple(watched.tokens_per_s / alone.tokens_per_s for alone, watched in pairs)
+        """The pace of each watched segment over the mean of the two beside it."""
+        paces = [segment.tokens_per_s for segment in self.segments]
+        return tuple(2 * paces[i] / (paces[i - 1] + paces[i + 1]) for i in range(1, len(paces), 2))
+
+    @property
+    def drift(self) -> tuple[float, ...]:
+        """The pace of each unwatched segment over that of the one before: what the machine does by itself."""
+        paces = [segment.tokens_per_s for segment in self.segments[::2]]
+        return tuple(then / now for now, then in itertools.pairwise(paces))
 
     @property
     def ratio(self) -> float:
@@ -69,7 +78,7 @@ def measure_watching(seconds: float = 40.0, repetitions: int = 3) -> WatchingCos
 
     Args:
         seconds: of a segment.
-        repetitions: of a segment without the page and one with it.
+        repetitions: segments with the page open.
 
     Raises:
         LabError: there is no Chromium, or hardly a step was done.
@@ -84,11 +93,12 @@ def _segments(folder: Path, seconds: float, repetitions: int) -> Iterator[Segmen
         with _open(app) as page:
             _start_a_long_run(page)
         (run,) = (Run(path.parent) for path in app.runs.glob("*/run.json"))
+        yield _segment(run, app, None, seconds)
         for _ in range(repetitions):
-            yield _segment(run, app, None, seconds)
             with _open(app) as page:
                 page.get_by_text(run.id).wait_for()
                 yield _segment(run, app, page, seconds)
+            yield _segment(run, app, None, seconds)
     finally:
         app.stop()
 

@@ -43,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
             kind.add_argument(
                 "--seconds", type=_seconds, default=10.0, help="how long to measure, of watch each segment (10)"
             )
+        if name == "memory":
+            kind.add_argument("--processes", type=_count, default=1, metavar="N", help="that train together (1)")
         if name in ("train", "memory"):
             add_setting_flags(kind)
         if name == "tokenize":
@@ -55,6 +57,13 @@ def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value <= 3600:
         raise argparse.ArgumentTypeError("it must be above 0, up to 3600")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 64:
+        raise argparse.ArgumentTypeError("it must be 1 to 64")
     return value
 
 
@@ -81,13 +90,14 @@ def _memory(options: argparse.Namespace) -> int:
     config = _resolved(options)
     from engine.bench.memory import measure_memory
 
-    estimate = estimate_memory(config, config.device)
-    used = _or_out_of_memory(config, lambda: measure_memory(config))
+    estimate = estimate_memory(config, config.device, processes=options.processes)
+    used = _or_out_of_memory(config, lambda: measure_memory(config, options.processes))
     expected = estimate.peak_allocated if config.device != "cpu" else estimate.total
     if options.json:
         return _json(config=_settings(config), measured_gib=used / GIB, estimate_gib=expected / GIB)
     what = "allocated on the GPU" if config.device != "cpu" else "held by a fresh process"
-    print(f"{_described(config)}, the most that was {what} in a few steps:")
+    each = f" by each of {options.processes} processes" if options.processes > 1 else ""
+    print(f"{_described(config)}{each}, the most that was {what} in a few steps:")
     print(f"  {used / GIB:8.3f} GiB measured")
     print(f"  {expected / GIB:8.3f} GiB estimated, {expected / used - 1:+.1%}")
     return DONE
@@ -113,15 +123,21 @@ def _watch(options: argparse.Namespace) -> int:
 
     cost = measure_watching(options.seconds)
     if options.json:
-        return _json(segments=[asdict(segment) for segment in cost.segments], ratios=cost.ratios, ratio=cost.ratio)
+        segments = [asdict(segment) for segment in cost.segments]
+        return _json(segments=segments, ratios=cost.ratios, ratio=cost.ratio, drift=cost.drift)
     print("nano, trained by the app on this machine; seconds of the processor that were used in each second:")
     for segment in cost.segments:
         print(
             f"  {segment.tokens_per_s:10,.0f} tokens/s {'with the page open' if segment.watched else 'alone':<18}   "
             f"app {segment.app:.2f}, browser {segment.browser:.3f}, elsewhere {segment.elsewhere:.2f}"
         )
-    print(f"  {cost.ratio:10.1%} of the pace is left while the page is open (limit: 95%)")
+    print(f"  {cost.ratio:10.1%} of the pace is left while the page is open (limit: 95%): {_percent(cost.ratios)}")
+    print(f"             each beside the mean of its neighbours. Alone, from one to the next: {_percent(cost.drift)}")
     return DONE
+
+
+def _percent(shares: tuple[float, ...]) -> str:
+    return ", ".join(f"{share:.1%}" for share in shares)
 
 
 _MEASURES: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -43,10 +43,11 @@ def test_tokenizing_is_measured_beside_tiktoken(capsys: pytest.CaptureFixture[st
     assert "nothing-of-this-name" in capsys.readouterr().err
 
 
-def test_watching_is_told_as_a_ratio_of_pairs() -> None:
-    paces = ((False, 1000.0), (True, 950.0), (False, 800.0), (True, 800.0))
+def test_watching_is_held_against_the_paces_before_and_after() -> None:
+    paces = ((False, 1000.0), (True, 855.0), (False, 800.0), (True, 900.0), (False, 1000.0))
     cost = WatchingCost(tuple(Segment(watched, pace, 1.0, 0.0, 0.0) for watched, pace in paces))
     assert cost.ratios == (0.95, 1.0) and cost.ratio == pytest.approx(0.975)
+    assert cost.drift == (0.8, 1.25)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,21 @@ def test_it_prints_the_breakdown_and_what_would_fit(capsys: pytest.CaptureFixtur
     assert "does not fit into the 7.45 GiB" in text and re.search(r"--config \w+   saves \d", text)
 
 
+def test_processes_hold_their_gradients_besides(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--config", "xlarge", "--batch-size", "1", "--device", "cuda", "--limit-gb", "9"]
+    assert main(options) == 0
+    assert "It fits into the" in capsys.readouterr().out
+    assert main([*options, "--processes", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "each of 2 processes" in text and "It does not fit" in text
+    assert main([*options, "--processes", "2", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    held = estimate_memory(TrainConfig(config="xlarge", batch_size=1), "cuda", processes=2)
+    assert answer["estimate_gib"]["total"] == pytest.approx(held.total / GIB)
+    assert held.gradients > 4 * TrainConfig(config="xlarge").model.parameters
+    assert all(change["total_gib"] <= 9e9 / GIB for change in answer["would_fit"])
+
+
 def test_without_a_limit_it_compares_with_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", "small", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
@@ -36,9 +51,9 @@ def test_without_a_limit_it_compares_with_this_machine(capsys: pytest.CaptureFix
 
 
 def test_all_mistakes_are_told_together(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--batch-size", "0", "--precision", "fp8x", "--limit-gb", "much", "--device", "cuda"]) == 2
+    assert main(["--batch-size", "0", "--precision", "fp8x", "--limit-gb", "much", "--processes", "0"]) == 2
     said = capsys.readouterr().err.splitlines()
-    assert [line.partition(":")[0] for line in said] == ["--batch-size", "--precision", "--limit-gb"]
+    assert [line.partition(":")[0] for line in said] == ["--batch-size", "--precision", "--limit-gb", "--processes"]
 
 
 def test_with_device_and_limit_it_needs_no_torch() -> None:
