@@ -151,7 +151,7 @@ def test_a_large_corpus_does_not_slow_the_page(page: Page, app: App) -> None:
     assert (app.corpora / "large.txt").stat().st_size > 100e6
     page.goto("/corpora?corpus=large")
     button(page, "Tokenize").click()
-    expect(page.get_by_test_id("stProgress")).to_contain_text(re.compile("Tokenizing Large.* of .*/s"), timeout=SLOW)
+    expect(page.get_by_test_id("stProgress")).to_contain_text("Tokenizing Large", timeout=SLOW)
     expect(metric(page, "Distinct tokens")).to_be_visible(timeout=120_000)
 
     def seconds_to_open(name: str) -> float:
