@@ -5,7 +5,6 @@ Streamlit imports this file once, for the server, and runs it as `__main__` when
 
 import asyncio
 import inspect
-import os
 import pkgutil
 import sys
 from collections.abc import AsyncIterator
@@ -13,15 +12,14 @@ from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
 
-# Asked for when Arrow is loaded: the memory of long columns goes back to the system as soon as they are let go.
-os.environ.setdefault("MIMALLOC_PURGE_DELAY", "0")
-
-import pandas as pd
-import streamlit as st
-
 PROJECT = str(Path(__file__).resolve().parents[1])
 if PROJECT not in sys.path:  # so that it starts with nothing on PYTHONPATH
     sys.path.insert(0, PROJECT)
+
+import engine  # noqa: E402, F401, I001 - the first: it says how Arrow, which pandas loads, is to use memory
+
+import pandas as pd  # noqa: E402
+import streamlit as st  # noqa: E402
 
 from app.widgets import downloads, feed, plot  # noqa: E402
 from app.widgets.guard import guard  # noqa: E402

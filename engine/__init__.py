@@ -10,10 +10,15 @@ Importing it is cheap: torch is loaded when something is trained or generated.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+# Arrow reads these when it is loaded: it is to take memory as it needs it, not a gigabyte at once, and to give it back.
+os.environ.setdefault("MIMALLOC_ARENA_EAGER_COMMIT", "0")
+os.environ.setdefault("MIMALLOC_PURGE_DELAY", "0")
 
 if TYPE_CHECKING:
     from engine.compare import Comparison, compare

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -260,10 +261,11 @@ def _bytes_per_token(info: Mapping[str, Any]) -> float | None:
 def _without_other_texts(run_id: str, load: Load, rows: History) -> History:
     """Leave out the losses that a branch's parents measured on another text than its own."""
     info, columns = load(run_id).info, dict(rows.columns)
-    for parent, step in ancestors(run_id, load):
+    for (parent, end), (_, begin) in pairwise([*ancestors(run_id, load), ("", -1)]):
+        its_own = (rows["step"] > begin) & (rows["step"] <= end)
         for column, text in (("train_loss", _training_text), ("val_loss", _validation_text)):
             if text(load(parent).info) != text(info):
-                columns[column] = np.where(rows["step"] <= step, math.nan, columns[column])
+                columns[column] = np.where(its_own, math.nan, columns[column])
     return History(columns, rows.own)
 
 

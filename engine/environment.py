@@ -97,7 +97,9 @@ def memory_bounded(device: str) -> Iterator[None]:
         yield
         return
     process = psutil.Process().memory_info()
-    room = memory_within_reach(device) - process.rss + int(psutil.swap_memory().free)
+    room = memory_within_reach(device) - process.rss
+    if memory_limit() == psutil.virtual_memory().total:  # a control group has limits of its own for swap
+        room += int(psutil.swap_memory().free)
     limits = resource.getrlimit(resource.RLIMIT_DATA)
     bound = process.data + max(0, room)
     lowest = min([bound, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
@@ -130,10 +132,21 @@ def has_bf16(device: str) -> bool:
     return index >= torch.cuda.device_count() or torch.cuda.get_device_capability(index) >= (8, 0)
 
 
-def begin_peak() -> None:
-    """Let `peak_bytes` count from now on, where the system can (Linux)."""
-    with contextlib.suppress(OSError):
+def begin_peak() -> bool:
+    """Let `peak_bytes` count from now on; whether the system can (Linux, and not in every sandbox)."""
+    try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark and nothing else
+    except OSError:
+        return False
+    return _high_water_mark() is not None
+
+
+def _high_water_mark() -> int | None:
+    try:
+        told = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return None
+    return int(told[1]) * 1024 if told else None
 
 
 def peak_bytes() -> int:
@@ -141,10 +154,8 @@ def peak_bytes() -> int:
 
     `ru_maxrss` alone would begin with that of the process that started this one.
     """
-    status = Path("/proc/self/status")
-    if status.exists():
-        [kib] = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())
-        return int(kib) * 1024
+    if (mark := _high_water_mark()) is not None:
+        return mark
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 

@@ -24,10 +24,7 @@ METRICS = pa.schema(
         ("learning_rate", pa.float64()),
         ("grad_norm", pa.float64()),  # before clipping
         ("tokens_per_s", pa.float64()),  # over the last second or step; evaluation, samples and saving left out
-        (
-            "memory_gib",
-            pa.float64(),
-        ),  # GPU: most that was allocated so far; CPU: resident memory of the process (rank 0)
+        ("memory_gib", pa.float64()),  # the most so far: allocated on a GPU; held by the process on a CPU (rank 0)
     ]
 )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.config import TrainConfig, label
-from engine.environment import memory_bounded
+from engine.environment import give_back_memory, memory_bounded
 from engine.errors import RunBusyError
 from engine.plan import Plan
 from engine.run import Run, device_lock
@@ -123,6 +123,7 @@ def measure_pace(plan: Plan, seconds: float = 4.0) -> Pace:
             raise out_of_memory(plan) from None
         raise
     finally:
+        give_back_memory()
         lock.release()
     rate = done * plan.tokens_per_step / took
     return Pace(rate, f"{done} measured steps, validation and samples left out", whole=False)

@@ -7,7 +7,6 @@ few steps ahead and reads results when they are there, so that nothing waits for
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -54,12 +53,25 @@ class Stopwatch:
         self._last = self._busy_since = time.perf_counter()
         self._recent: deque[tuple[int, float]] = deque()
         self._memory, self._memory_at = 0.0, -math.inf
+        self._knows_peak = False
+
+    def begin_peak(self, device: torch.device) -> None:
+        """Let `memory_gib` tell the most from now on."""
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            self._knows_peak = begin_peak()
 
     def memory_gib(self, device: torch.device) -> float:
-        """`memory_gib`, asked ten times a second at most: it takes as long as a tenth of a small model's step."""
+        """The most so far: allocated on a GPU, held by the process on a CPU; where its system does not tell the most,
+        what it holds now. Asked ten times a second at most: it takes as long as a tenth of a small model's step."""
         now = time.perf_counter()
         if now - self._memory_at > 0.1:
-            self._memory, self._memory_at = memory_gib(device), now
+            if device.type == "cuda":
+                most = torch.cuda.max_memory_allocated(device)
+            else:
+                most = peak_bytes() if self._knows_peak else held_bytes()
+            self._memory, self._memory_at = most / GIB, now
         return self._memory
 
     def lap(self, tokens: int) -> float:
@@ -152,10 +164,7 @@ def start_state(
     state = build(plan, text, initialize=start_from is None, team=team)
     if start_from is not None:
         restore(state, start_from, same_text=same_text, same_optimizer=same_optimizer)
-    if state.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(state.device)
-    else:
-        begin_peak()
+    state.watch.begin_peak(state.device)
     return state
 
 
@@ -354,13 +363,6 @@ def finished_rows(state: TrainState, leave: int = 0) -> Iterator[dict[str, Any]]
             raise DivergedError(_not_finite(row))
         if scale < 2**-10:
             raise DivergedError(_underflow(row))
-
-
-def memory_gib(device: torch.device) -> float:
-    """The most so far: allocated on a GPU, held by the process on a CPU (outside Linux, what it holds now)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / GIB
-    return (peak_bytes() if sys.platform == "linux" else held_bytes()) / GIB
 
 
 def _not_finite(row: dict[str, Any]) -> str:

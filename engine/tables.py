@@ -217,6 +217,8 @@ def _read_file(path: Path, schema: pa.Schema, columns: Sequence[str]) -> tuple[p
         return pa.table(found), False
     except FileNotFoundError:
         return None, False
+    except MemoryError:  # Arrow's is an ArrowException too: the file may well be sound
+        raise
     except (OSError, pa.ArrowException, KeyError, ValueError):
         return None, True
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engine.checkpoint import prune, save
 from engine.config import TrainConfig, to_dict
 from engine.control import Control
-from engine.environment import give_back_memory, has_bf16, memory_bounded, memory_within_reach
+from engine.environment import GIB, give_back_memory, has_bf16, memory_bounded, memory_within_reach
 from engine.errors import DivergedError, LabError, OutOfMemoryError, TrainingError, storage_sentence
 from engine.fit import what_would_fit
 from engine.memory import estimate_memory
@@ -239,7 +239,7 @@ def explain(error: BaseException, run: ActiveRun) -> LabError:
     if isinstance(error, OSError) and error.errno is not None:
         return TrainingError(f"{storage_sentence(error, run.folder)} {_way_on(run)}")
     if is_out_of_memory(error):
-        return out_of_memory(run.plan)
+        return out_of_memory(run.plan, besides=_held_besides(run))
     if isinstance(error, KeyboardInterrupt):
         return TrainingError(f"Training was cut short. {_way_on(run)}")
     return TrainingError(f"Training ended by a defect of the lab: {type(error).__name__}: {error}")
@@ -255,11 +255,23 @@ def _way_on(run: ActiveRun) -> str:
     return "The run had no checkpoint yet, so it has to be started anew."
 
 
-def out_of_memory(plan: Plan) -> OutOfMemoryError:
-    """What would fit into the memory that this run could have had, by the estimate."""
+def _held_besides(run: ActiveRun) -> float:
+    """Bytes that the process had held before the run, beyond those that the estimate takes for a process's own."""
+    if run.config.device != "cpu":
+        return 0
+    alone = estimate_memory(run.config, "cpu", processes=run.plan.world_size).total
+    return max(0, float(run.reader.info["memory_estimate_gib"]) * GIB - alone)
+
+
+def out_of_memory(plan: Plan, *, besides: float = 0) -> OutOfMemoryError:
+    """What would fit into the memory that this run could have had, by the estimate.
+
+    Args:
+        besides: bytes that the process needs for other things.
+    """
     config, device = plan.config, plan.config.device
     needed = estimate_memory(config, device, processes=plan.world_size).total
-    room = min(memory_within_reach(device), 0.9 * needed)  # it ran out, whatever the estimate had said
+    room = min(memory_within_reach(device) - besides, 0.9 * needed)  # it ran out, whatever the estimate had said
     changes = what_would_fit(config, device, room, has_bf16=has_bf16(device), processes=plan.world_size)
     message = (
         f"Memory ran out on {device}. By the estimate these would fit: {'; '.join(map(str, changes))}."
@@ -283,11 +295,16 @@ def let_go(error: BaseException) -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     words = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
+    return (
+        isinstance(error, MemoryError)
+        or "out of memory" in words
+        or "can't allocate memory" in words
+        or "bad_alloc" in words
+    )
 
 
 def _record_failure(run: ActiveRun, error: LabError) -> None:
-    """Write down as much as the disk still takes; where it takes nothing, readers will say `interrupted`."""
+    """Write down as much as disk and memory allow; where they allow nothing, readers will say `interrupted`."""
     for write in (
         run.finish,
         lambda: run.note(
@@ -297,7 +314,7 @@ def _record_failure(run: ActiveRun, error: LabError) -> None:
         lambda: run.event("failed", str(error)),
         lambda: run.set_state("failed", str(error)),
     ):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, MemoryError):
             write()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -37,8 +38,11 @@ def measure_memory(config: TrainConfig, processes: int = 1) -> int:
     if done.returncode < 0:  # the system ends what takes too much
         raise MemoryError(f"it was ended by signal {-done.returncode}")
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it left no reason"])[-1]
-        raise MemoryError(last) if "out of memory" in last else LabError(f"The measured process failed: {last}")
+        errors = re.findall(r"^(?:\[rank\d+\]: *)?(\w[\w.]*Error: .*)", done.stderr, re.MULTILINE)
+        reason = errors[-1] if errors else (done.stderr.strip().splitlines() or ["it left no reason"])[-1]
+        if re.search(r"out of memory|can't allocate memory|MemoryError|bad_alloc", done.stderr):
+            raise MemoryError(reason)
+        raise LabError(f"The measured process failed: {reason}")
     return int(done.stdout.split()[-1])
 
 

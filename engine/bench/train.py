@@ -20,7 +20,7 @@ from engine.config import TrainConfig
 from engine.distributed import SOLO, Team
 from engine.plan import make_plan
 from engine.start import Text
-from engine.step import DTYPES, TrainState, build, compile_model, finished_rows, memory_gib, train_step
+from engine.step import DTYPES, TrainState, build, compile_model, finished_rows, train_step
 
 BLOCKS = 5  # of equal length; the median one counts
 
@@ -79,7 +79,7 @@ def measure_training(config: TrainConfig, seconds: float = 10.0) -> TrainingSpee
     blocks = [_timed(lambda: run_steps(state, count)) / count for _ in range(BLOCKS)]
     step_s = statistics.median(blocks)
     tokens = state.config.tokens_per_step
-    peak = memory_gib(state.device)
+    peak = state.watch.memory_gib(state.device)
     device = state.device
     return TrainingSpeed(
         tokens_per_s=tokens / step_s,

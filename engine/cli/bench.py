@@ -61,10 +61,9 @@ def _seconds(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 64:
-        raise argparse.ArgumentTypeError("it must be 1 to 64")
-    return value
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 64):
+        raise argparse.ArgumentTypeError("it must be a number from 1 to 64")
+    return int(text)
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -78,7 +78,8 @@ def run_command(command: Callable[[], int]) -> int:
         sys.stdout.reconfigure(errors="replace")  # a terminal without a character of a name still shows the rest
     try:
         code = command()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # a daemon may have none
+            sys.stdout.flush()
         return code
     except ConfigError as error:
         return _complain(error, USAGE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--limit-gb", metavar="GB", help="memory to compare with (default: this machine's)")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="that torchrun will start (1)")
+    parser.add_argument("--processes", default="1", metavar="N", help="that torchrun will start (1)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_setting_flags(parser)
     options = parser.parse_args(arguments)
@@ -36,7 +37,10 @@ def _main(options: argparse.Namespace) -> int:
     if config.device == "auto" or limit is None:
         config, limit = _ask_this_machine(config, limit)
         bf16 = has_bf16(config.device)
-    processes = options.processes
+    processes = int(options.processes)
+    on_gpu = config.device != "cpu"
+    if not on_gpu:
+        limit /= processes  # they share the computer's memory
     estimate = estimate_memory(config, config.device, processes=processes)
     fits = estimate.total <= limit
     changes = [] if fits else what_would_fit(config, config.device, limit, has_bf16=bf16, processes=processes)
@@ -45,8 +49,7 @@ def _main(options: argparse.Namespace) -> int:
     else:
         each = f", each of {processes} processes" if processes > 1 else ""
         print(f"{config.config} on {config.device}{each}, an estimate:")
-        on_gpu = estimate_memory(config, "cuda", processes=processes)
-        _print(estimate, on_gpu, limit, changes)
+        _print(estimate, limit, changes, None if on_gpu else estimate_memory(config, "cuda", processes=processes))
     return DONE
 
 
@@ -65,8 +68,8 @@ def _read(options: argparse.Namespace) -> tuple[TrainConfig, float | None]:
             limit = float("nan")
         if not 0 < limit < float("inf"):
             problems.append(Problem("--limit-gb", f"{options.limit_gb!r} is not a number of GB above 0."))
-    if options.processes < 1:
-        problems.append(Problem("--processes", f"{options.processes} is not a number of 1 or more."))
+    if not re.fullmatch("0*[1-9][0-9]{0,5}", options.processes):
+        problems.append(Problem("--processes", f"{options.processes!r} is not a number of 1 or more."))
     if problems:
         raise ConfigError(problems)
     return config, limit
@@ -97,13 +100,12 @@ def _as_json(config: TrainConfig, estimate: Breakdown, limit: float, changes: li
     }
 
 
-def _print(estimate: Breakdown, on_gpu: Breakdown, limit: float, changes: list[Change]) -> None:
+def _print(estimate: Breakdown, limit: float, changes: list[Change], on_gpu: Breakdown | None) -> None:
+    """Args: `on_gpu` is what a GPU would need, where the estimate is of a CPU."""
     for name, size in estimate.gib.items():
         print(f"  {name:<12} {size:8.3f} GiB")
-    fitting = [f"{size} GB" for size in CARDS if on_gpu.total <= size * 1e9]
-    needs = (
-        f"On a GPU it would need {on_gpu.total / GIB:.3f} GiB, an estimate. " if on_gpu.total != estimate.total else ""
-    )
+    fitting = [f"{size} GB" for size in CARDS if (on_gpu or estimate).total <= size * 1e9]
+    needs = f"On a GPU it would need {on_gpu.total / GIB:.3f} GiB, an estimate. " if on_gpu else ""
     print(f"{needs}Fits into cards of: {', '.join(fitting) or 'none of the common sizes'}.")
     if estimate.total <= limit:
         print(f"It fits into the {limit / GIB:.2f} GiB there are.")

@@ -14,6 +14,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from engine.cli.common import DONE, FAILED, add_setting_flags, duration, given_settings, run_and_step, run_command
 from engine.cli.progress import Bars
 from engine.config import TrainConfig, flag
@@ -182,7 +184,7 @@ def _following(run: Run, report: _Report) -> Iterator[None]:
         while not done.wait(0.5):
             if run.signature != signature:
                 signature = run.signature
-                with suppress(BrokenPipeError):  # whoever read the output went away; the training goes on
+                with suppress(OSError):  # nobody reads the output, or its disk is full: the training goes on
                     report.update()
 
     thread = threading.Thread(target=follow, daemon=True)
@@ -251,15 +253,13 @@ class _TextReport(_Report):
     def update(self) -> None:
         if self.run.state == "preparing":  # a resumed run's rows after its checkpoint are about to be forgotten
             return
-        metrics = self.run.metrics
-        if len(metrics):
-            last = metrics.iloc[-1]
-            measured = metrics["val_loss"].dropna()
-            validation = f", val {measured.iloc[-1]:.3f}" if len(measured) else ""
-            self.bar.set_postfix_str(
-                f"loss {last.train_loss:.3f}{validation}, {last.tokens_per_s:,.0f} tokens/s,", refresh=False
-            )
-            self.bar.update(int(last.step) - self.bar.n)
+        rows = self.run.columns("step", "train_loss", "val_loss", "tokens_per_s")
+        if len(rows["step"]):
+            loss, pace = rows["train_loss"][-1], rows["tokens_per_s"][-1]
+            measured = rows["val_loss"][np.isfinite(rows["val_loss"])]
+            validation = f", val {measured[-1]:.3f}" if len(measured) else ""
+            self.bar.set_postfix_str(f"loss {loss:.3f}{validation}, {pace:,.0f} tokens/s,", refresh=False)
+            self.bar.update(int(rows["step"][-1]) - self.bar.n)
         for event in self.new_events():
             if event.kind in ("warning", "saved", "paused", "unpaused"):
                 self.bar.write(event.message, file=sys.stderr)

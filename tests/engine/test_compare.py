@@ -233,6 +233,15 @@ def test_a_loss_on_the_parents_text_is_not_the_branchs(write_run) -> None:
     assert compare([b, c]).best("val_loss", found.same_tokens.table) == []
 
 
+def test_a_grandparent_on_the_same_text_counts(write_run) -> None:
+    a = write_run("a", [2.0] * 20)
+    b = write_run("b", [8.0] * 30, after=20, corpus_sha256="1" * 64, **branch(a, 20))
+    c = write_run("c", [3.0] * 10, after=50, **branch(b, 50))
+    short, long = write_run("short", [9.0] * 15), write_run("long", [9.0] * 40)
+    assert compare([c, short]).same_tokens.table.loc[c, "train_loss"] == 2.0
+    assert math.isnan(compare([c, long]).same_tokens.table.loc[c, "train_loss"])
+
+
 def test_texts_that_nobody_knows_are_not_the_same(write_run) -> None:
     a, b = (
         write_run(name, [loss], validation={1: loss}, corpus_sha256=None) for name, loss in (("a", 5.0), ("b", 4.0))

@@ -212,6 +212,23 @@ def test_damaged_and_foreign_files_are_passed_over_and_named(tmp_path: Path) -> 
     assert all(problem.endswith(".") and "\n" not in problem for problem in problems)
 
 
+def test_a_lack_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = TableWriter(tmp_path, "t", SCHEMA)
+    writer.append(row(1))
+    writer.compact()
+
+    def full(*args: Any) -> Any:
+        raise pa.ArrowMemoryError("malloc of size 65536 failed")
+
+    monkeypatch.setattr(tables, "KEPT", KeptColumns(2**20))
+    with monkeypatch.context() as without_memory:
+        without_memory.setattr(tables, "_read_parquet", full)
+        writer.append(row(2))
+        with pytest.raises(MemoryError):
+            writer.compact()
+    assert arrow_rows(tmp_path) == [row(1), row(2)] and not [*tmp_path.glob("*damaged*")]
+
+
 def test_a_damaged_compacted_file_does_not_hide_the_segments(tmp_path: Path) -> None:
     writer = TableWriter(tmp_path, "t", SCHEMA)
     writer.append(row(1))
