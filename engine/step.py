@@ -71,6 +71,8 @@ class Stopwatch:
                 most = torch.cuda.max_memory_allocated(device)
             else:
                 most = peak_bytes() if self._knows_peak else held_bytes()
+            if self._knows_peak:  # Linux counts by processor and adds up now and then: it may tell some pages less
+                most = max(most, round(self._memory * GIB))
             self._memory, self._memory_at = most / GIB, now
         return self._memory
 
