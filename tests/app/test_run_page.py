@@ -79,6 +79,8 @@ def test_a_damaged_run_harms_no_part(content: str, part: str, open_part: Any, ma
     assert "damaged]" in texts(page) and "ended without a word" not in texts(page)
     if part == "Overview":
         assert "not known" in page.error[0].value and "Use these settings" not in labels(page)
+    if part == "Checkpoints":
+        assert [button.label for button in page.button] == ["Verify", "Delete …"]
 
 
 def test_checkpoints_are_listed_and_the_newest_is_chosen(open_part: Any, make_run: Make) -> None:
