@@ -76,6 +76,7 @@ async def _serving(_app: st.App) -> AsyncIterator[None]:
     """A server that is told to end stops the training in good order; it ends by the signal, so nothing else would."""
     await asyncio.to_thread(_get_ready)
     yield
+    downloads.forget()
     await asyncio.to_thread(session.stop_and_wait)
 
 

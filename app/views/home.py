@@ -42,7 +42,7 @@ def recent_runs(count: int = 5) -> None:
     for run in list_runs()[:count]:
         shot = snapshot(run)
         with st.container(horizontal=True, vertical_alignment="center"):
-            run_parts.state_badge(shot.state)
+            run_parts.state_badge(shot.shown_state)
             actions.details_link(run.id, shot.name, icon=":material/show_chart:")
             loss = formats.loss(summary_of(run.id).train_loss)
             st.caption(f"training loss {loss} · {formats.moment(shot.info.get('created'))}", width="content")

@@ -1,6 +1,5 @@
 """Runs: find runs, name and star them, delete them, and lay them over each other."""
 
-import time
 from collections.abc import Container, Sequence
 
 import streamlit as st
@@ -25,10 +24,10 @@ TOLD = 3  # damaged folders that are explained below the table
 TICK_S = 4.0  # seconds between looks at the runs that train
 
 
-@st.fragment
 @guard()
 def find(chosen: list[str]) -> None:
-    """Search, filters, the table and its buttons. A search draws these alone: what is chosen stays as it is below."""
+    """Search, filters, the table and its buttons. A search, or a tick while a run trains, draws these alone: what is
+    chosen stays as it is below."""
     runs = list_summaries()
     filters = run_filters(runs)
     found = {run.id for run in filter(filters.match, runs)}
@@ -99,15 +98,13 @@ def look_at(chosen: Sequence[Summary], everything: Sequence[Summary]) -> None:
 
 @st.fragment(run_every=TICK_S)
 @guard()
-def follow(before: list[str], drawn: float) -> None:
-    """Draw the page anew while a run trains, and when one begins or ends, wherever that is.
+def follow(before: list[str]) -> None:
+    """Draw the page anew when a run begins or ends, wherever that is: only then, as that starts all other ticks anew.
 
     Args:
         before: ids of the runs that trained when the page was drawn.
-        drawn: when that was; this is called then too, not only at the ticks after it.
     """
-    now = [run.id for run in active_runs()]
-    if now != before or (now and time.monotonic() - drawn > TICK_S / 2):
+    if [run.id for run in active_runs()] != before:
         st.rerun()
 
 
@@ -119,10 +116,10 @@ chosen = chosen_ids(runs)
 active = [run.id for run in active_runs()]
 deletion_notice()
 if runs:
-    find(chosen)
+    st.fragment(find, run_every=TICK_S if active else None)(chosen)
     look_at([run for run in runs if run.id in chosen], runs)
 else:
     st.write("There is no run yet. A smoke run takes about half a minute:")
     st.page_link("views/home.py", label="Start on Home", icon=":material/rocket_launch:")
 trash()
-follow(active, time.monotonic())
+follow(active)

@@ -380,12 +380,13 @@ def empty_figure(view: View, unit: str) -> Figure:
     )
 
 
-def memory_figure(parts: Mapping[str, float], limits: Sequence[tuple[str, float]]) -> Figure:
+def memory_figure(parts: Mapping[str, float], here: tuple[str, float] | None, cards: Mapping[str, float]) -> Figure:
     """What a run holds, part beside part, against what devices have.
 
     Args:
         parts: name -> GiB.
-        limits: name and GiB of devices, the one at hand first; larger ones than the next above the total are left out.
+        here: name and GiB of the device at hand, if the parts are for it.
+        cards: name -> GiB of others; larger ones than the next above the total are left out.
     """
     figure = plain_figure("GiB", "")
     layout = figure["layout"]
@@ -398,21 +399,22 @@ def memory_figure(parts: Mapping[str, float], limits: Sequence[tuple[str, float]
             y=["memory"],
             x=short(np.array([size])),
             name=f"{name} {size:.2f}",
-            marker=dict(color=PALETTE[number % len(PALETTE)]),
+            marker=dict(color=PALETTE[min(number, len(PALETTE) - 1)]),  # the last: a GPU's context, or the process
             hovertemplate=f"{name}: %{{x:.2f}} GiB<extra></extra>",
         )
-        for number, (name, size) in enumerate(part for part in parts.items() if part[1] > 0)
+        for number, (name, size) in enumerate(parts.items())
+        if size > 0
     ]
-    here, *cards = limits
-    above = [limit for _, limit in cards if limit > total]
-    end = max(min(above, default=total), here[1] if here[1] < 2 * total else 0, total) * 1.08
-    apart = [card for card in cards if abs(card[1] - here[1]) > end / 8 or here[1] > end]  # labels stand side by side
-    shown = [limit for limit in (here, *apart) if limit[1] <= end]
-    for name, limit in shown:
-        line = dict(color=ALARM, width=2) if name == here[0] else dict(color=NEUTRAL, width=1, dash="dot")
+    own, at = here or ("", -math.inf)
+    above = min((limit for limit in cards.values() if limit > total), default=total)
+    end = 1.08 * max(total, above, at if at < 2 * total or not cards else 0)
+    apart = {name: limit for name, limit in cards.items() if abs(limit - at) > end / 8 or at > end}  # as labels need it
+    shown = {name: limit for name, limit in (({own: at} if here else {}) | apart).items() if limit <= end}
+    for name, limit in shown.items():
+        line = dict(color=ALARM, width=2) if name == own else dict(color=NEUTRAL, width=1, dash="dot")
         layout["shapes"] += [dict(type="line", x0=limit, x1=limit, y0=0, y1=1, yref="paper", line=line)]
-    labels = [f'<span style="color:{ALARM}">{name}</span>' if name == here[0] else name for name, _ in shown]
-    ticks = dict(tickmode="array", tickvals=[limit for _, limit in shown], ticktext=labels, tickangle=0)
+    labels = [f'<span style="color:{ALARM}">{name}</span>' if name == own else name for name in shown]
+    ticks = dict(tickmode="array", tickvals=list(shown.values()), ticktext=labels, tickangle=0)
     layout["xaxis"] |= ticks | dict(range=[0, end], showgrid=False, title=None)
     layout["yaxis"] |= dict(type="category", showgrid=False, showticklabels=False)
     layout["legend"] |= dict(traceorder="normal", title=dict(text="GiB"))

@@ -148,11 +148,7 @@ _SETTING = " setting"  # no run's id begins with a blank
 
 
 def _value(value: Any) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return None if value is None else formats.setting(value)
 
 
 def scatter(runs: Choice) -> None:

@@ -28,7 +28,7 @@ def _confirm(corpus: Corpus) -> None:
         "Runs on it keep their metrics, samples and checkpoints; to go on training they need the text as it is now."
     )
     with st.container(horizontal=True):
-        if st.button("Delete", type="primary", icon=":material/delete:", key="delete-corpus"):
+        if st.button("Delete", type="primary", icon=":material/delete:", key="confirm-deletion"):
             try:
                 delete_corpus(corpus.name)
             except LabError as error:
@@ -37,5 +37,5 @@ def _confirm(corpus: Corpus) -> None:
                 if corpus.origin is None:
                     st.query_params.pop("corpus", None)  # it is in no list any more
                 st.rerun()
-        if st.button("Cancel", key="keep-corpus"):
+        if st.button("Cancel", key="cancel-deletion"):
             st.rerun()

@@ -73,7 +73,7 @@ def _send(file: Download) -> None:
         with st.spinner(f"Writing {plain(file.file_name)} …"):
             address = _make(file)
     except OSError as error:
-        place = Path(error.filename or tempfile.gettempdir())
+        place = Path(error.filename2 or error.filename or tempfile.gettempdir())  # of a copy, the second is the target
         return _refuse(file, storage_sentence(error, place))
     except LabError as error:
         return _refuse(file, str(error))
@@ -103,24 +103,37 @@ def _make(file: Download) -> str:
     for token, old in list(_made.items()):
         if time.monotonic() - old.time > KEPT_S and _made.pop(token, None):
             old.delete()
-    made = _Made(Path(tempfile.mkdtemp(prefix="lab-download-")) / "file", file.file_name, time.monotonic())
+    folder = Path(tempfile.mkdtemp(prefix="lab-download-"))
     try:
-        file.write(made.path)
+        file.write(folder / "file")
     except BaseException:  # also Streamlit's, when the page is left meanwhile
-        made.delete()
+        shutil.rmtree(folder, ignore_errors=True)
         raise
     token = secrets.token_urlsafe(16)
-    _made[token] = made
+    _made[token] = _Made(folder / "file", file.file_name, time.monotonic())  # it may have taken minutes
     return f"lab/file/{token}"
+
+
+def forget() -> None:
+    """Delete what no browser came for; the server ends."""
+    for token in list(_made):
+        if made := _made.pop(token, None):
+            made.delete()
 
 
 def answer(request: Request) -> Response:
     """The file, which is deleted once it was sent; 404 when there is none, or it was sent before."""
-    made = _made.pop(request.path_params["token"], None)
+    is_taken = request.method == "GET"  # HEAD only asks what there is
+    made = (_made.pop if is_taken else _made.get)(request.path_params["token"], None)
     if made is None:
         return Response("This file was downloaded already, or not in time. Ask for it once more.", status_code=404)
-    sent = BackgroundTask(made.delete)
-    return FileResponse(made.path, filename=made.name, media_type="application/octet-stream", background=sent)
+    return FileResponse(
+        made.path,
+        filename=made.name,
+        media_type="application/octet-stream",
+        headers={"content-encoding": "identity"},  # else the server compresses it, and nobody knows its size
+        background=BackgroundTask(made.delete) if is_taken else None,
+    )
 
 
 ROUTE = Route("/lab/file/{token}", answer)

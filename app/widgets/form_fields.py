@@ -107,7 +107,8 @@ def _ask_corpus(f: Field[Any], how: Mapping[str, Any], value: str, is_set: bool)
     titles = {c.name: c.title if c.is_here else f"{c.title} (to download)" for c in corpora}
     if f.default not in titles:
         titles = {f.default: "As the corpus says"} | titles
-    titles.setdefault(st.session_state.get(how["key"], value), value)
+    chosen = st.session_state.get(how["key"], value)
+    titles.setdefault(chosen, chosen)  # a corpus that is gone has no title
     names = list(titles)
     return st.selectbox(options=names, index=0 if is_set else names.index(value), format_func=titles.get, **how)
 

@@ -80,28 +80,31 @@ def _memory(plan: Plan, asked: TrainConfig) -> None:
     device = plan.config.device
     limit = (here.memory_gib if device == "cpu" else here.device_memory_gib) * GIB
     estimate = estimate_memory(plan.config, device, held=session.held_memory())
-    limits = [("this machine" if device == "cpu" else "this GPU", limit / GIB)]
-    limits += [(f"{size} GB", size * 10**9 / GIB) for size in CARDS]
-    figure = charts.memory_figure({name: size / GIB for name, size in estimate.parts.items()}, limits)
+    here_is = ("this machine" if device == "cpu" else "this GPU", limit / GIB)
+    figure = charts.memory_figure(_gib(estimate), here_is, {} if device == "cpu" else _CARDS)
     what = f"of this {'computer' if device == 'cpu' else 'GPU'}'s {formats.size(limit)}"
-    plot(
-        json.dumps(figure),
-        key="plot-memory",
-        height=150,
-        title=f"Memory: about {formats.size(estimate.total)} {what}, an estimate",
-    )
+    title = f"Memory: about {formats.size(estimate.total)} {what}, an estimate"
+    plot(json.dumps(figure), key="plot-memory", height=150, title=title)
     if estimate.total > limit:
         _what_would_fit(plan, device, estimate, limit)
     if device == "cpu":
         _on_a_card(asked)
 
 
+_CARDS = {f"{size} GB": size * 10**9 / GIB for size in CARDS}
+
+
+def _gib(estimate: Breakdown) -> dict[str, float]:
+    return {name: size / GIB for name, size in estimate.parts.items()}
+
+
 def _on_a_card(asked: TrainConfig) -> None:
     """What a GPU would need for it, which is not what the process here does."""
-    needed = estimate_memory(asked, "cuda").total
-    card = next((size for size in CARDS if needed <= size * 10**9), None)
+    needed = estimate_memory(asked, "cuda")
+    card = next((size for size in CARDS if needed.total <= size * 10**9), None)
     fits = f"a card of {card} GB would do" if card else "none of the common cards would do"
-    st.caption(f"On a GPU it would need about {formats.size(needed)}, an estimate: {fits}.")
+    title = f"On a GPU it would need about {formats.size(needed.total)}, an estimate: {fits}"
+    plot(json.dumps(charts.memory_figure(_gib(needed), None, _CARDS)), key="plot-card-memory", height=150, title=title)
 
 
 def _what_would_fit(plan: Plan, device: str, estimate: Breakdown, limit: float) -> None:

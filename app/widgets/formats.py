@@ -29,8 +29,10 @@ def short_count(value: float | None) -> str:
 
 
 def setting(value: object) -> str:
-    """A setting's value: a switch is on or off, a text that is empty is seen to be."""
-    return ("on" if value else "off") if isinstance(value, bool) else str(value) or "empty"
+    """A setting's value: a switch is on or off, a text that is empty is seen to be, a number keeps its digits."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value) or "empty"
 
 
 def rate(value: float | None) -> str:

@@ -83,6 +83,7 @@ class Chart {
   async draw() {
     if (!this.inView || document.hidden || !this.data) return
     const Plotly = await library()
+    if (!this.box.isConnected) return
     const style = getComputedStyle(this.box)
     const wanted = this.data.figure + style.getPropertyValue("--st-text-color")
     if (wanted === this.drawn) return

@@ -27,8 +27,9 @@ def checkpoints(shot: Snapshot) -> None:
         return
     chosen = choose(shot.checkpoints, key="checkpoint")
     with st.container(horizontal=True):
-        _continue(shot, chosen)
-        if not chosen.problem:
+        if not shot.is_damaged:  # whose settings nobody knows
+            _continue(shot, chosen)
+        if not shot.is_damaged and not chosen.problem:
             branch_button(shot, [chosen])
         checked = st.button("Verify", icon=":material/verified:", help="Compares the SHA-256 of each file.")
         why = "It cannot be deleted while the run is being trained." if shot.is_active else None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import streamlit as st
 
 from app.widgets import formats
 from app.widgets.downloads import Download, downloads, zipped
 from app.widgets.snapshot import Snapshot
 from engine.archive import write_archive
+from engine.checkpoint import Checkpoint
 from engine.tensorboard import write_events
 
 _CHOICES = ("all checkpoints", "the newest checkpoint", "no checkpoints")
@@ -35,12 +38,17 @@ def exports(shot: Snapshot) -> None:
     st.write(
         "An archive holds everything about the run. Another lab imports it on its Runs page and can go on with it."
     )
-    whole = [checkpoint for checkpoint in shot.checkpoints if not checkpoint.problem]
     choice = st.segmented_control("With", _CHOICES, default=_CHOICES[0], required=True, key="archive-with")
-    packed = {_CHOICES[0]: whole, _CHOICES[1]: whole[-1:]}.get(choice, [])
-    steps = [checkpoint.step for checkpoint in packed]
-    size = sum(checkpoint.bytes for checkpoint in packed)
-    downloads([Download("Download as archive", f"{run.id}.zip", lambda path: write_archive(run, path, steps))])
-    st.caption(
-        f"About {formats.size(size)}." if steps else "Settings, metrics, samples and log: a few KiB to some MiB."
-    )
+
+    def write(path: Path) -> None:  # the checkpoints of now: the page may be as old as the run's training is long
+        write_archive(run, path, [checkpoint.step for checkpoint in _packed(run.checkpoints, choice)])
+
+    downloads([Download("Download as archive", f"{run.id}.zip", write)])
+    packed = _packed(shot.checkpoints, choice)
+    size = formats.size(sum(checkpoint.bytes for checkpoint in packed))
+    st.caption(f"About {size}." if packed else "Settings, metrics, samples and log: a few KiB to some MiB.")
+
+
+def _packed(checkpoints: list[Checkpoint], choice: str) -> list[Checkpoint]:
+    whole = [checkpoint for checkpoint in checkpoints if not checkpoint.problem]
+    return {_CHOICES[0]: whole, _CHOICES[1]: whole[-1:]}.get(choice, [])

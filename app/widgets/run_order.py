@@ -10,6 +10,7 @@ from typing import Any
 
 import streamlit as st
 
+from app.widgets import address
 from engine.library import Summary
 
 NEWEST = "newest first"
@@ -34,10 +35,10 @@ ORDERS = [NEWEST, *_ORDERS]
 
 def run_order() -> str:
     """Ask for one of `ORDERS`."""
-    return st.selectbox(
+    order = st.selectbox(
         "Sort by",
         ORDERS,
-        key="runs-order",
+        key=address.keep("runs-order", NEWEST, ORDERS),
         width=240,
         format_func=lambda order: (
             f"Sorted by {order}" if order in _ORDERS and "first" not in order else order.capitalize()
@@ -45,6 +46,8 @@ def run_order() -> str:
         label_visibility="collapsed",
         persist_state="session",
     )
+    address.tell()
+    return order
 
 
 def in_order(runs: Iterable[Summary], order: str) -> list[Summary]:

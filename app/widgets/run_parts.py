@@ -37,7 +37,7 @@ def heading(shot: Snapshot) -> None:
     """Which run it is, how it stands, and since when."""
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.subheader(formats.plain(shot.name), anchor=False, width="content")
-        state_badge("damaged" if shot.is_damaged else shot.state)
+        state_badge(shot.shown_state)
     st.caption(f"Run {shot.run.id} · started {formats.moment(shot.info.get('created'))}")
 
 
@@ -120,19 +120,13 @@ def settings(shot: Snapshot) -> None:
     rows = [
         {
             "setting": label(f.name),
-            "value": _value(getattr(config, f.name)),
+            "value": formats.setting(getattr(config, f.name)),
             "": "changed" if f.name in requested else "",
             "what it does": SETTINGS[f.name].metadata["help"],
         }
         for f in fields(TrainConfig)
     ]
     st.dataframe(pd.DataFrame(rows), hide_index=True)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def environment(shot: Snapshot) -> None:

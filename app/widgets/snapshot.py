@@ -44,6 +44,11 @@ class Snapshot:
         return not isinstance(self.info.get("config"), dict)
 
     @property
+    def shown_state(self) -> str:
+        """The state, or that the run is damaged, so that nobody knows it."""
+        return "damaged" if self.is_damaged else self.state
+
+    @property
     def outline(self) -> tuple[Any, ...]:
         """What stands around numbers and curves: state, name, log and samples. It changes now and then."""
         _locked, _run, _labels, events, _metrics, samples = self.signature

@@ -250,7 +250,7 @@ def test_samples_side_by_side_at_the_nearest_step(runs: list[str]) -> None:
     assert shown[0]["text"] == " <b>*not*</b> Markdown"
 
 
-def test_the_step_of_the_samples_is_in_the_address_once_it_is_chosen(runs: list[str], make_run: Make) -> None:
+def test_the_step_of_the_samples_is_in_the_address_once_it_is_chosen(runs: list[str]) -> None:
     page = show(*runs, table="Samples")
     assert page.select_slider(key="sample_step").value == 30 and "sample_step" not in page.query_params
     page.select_slider(key="sample_step").set_value(60).run()
@@ -260,7 +260,7 @@ def test_the_step_of_the_samples_is_in_the_address_once_it_is_chosen(runs: list[
         assert show(*runs, table="Samples", sample_step=odd).select_slider(key="sample_step").value == 30
 
 
-def test_a_step_that_nobody_chose_goes_on_with_the_runs(runs: list[str], make_run: Make) -> None:
+def test_a_step_that_nobody_chose_goes_on_with_the_runs(runs: list[str]) -> None:
     page = show(A, B, table="Samples")
     assert page.select_slider(key="sample_step").value == 30
     table = pq.read_table(load_run(A).folder / "samples.parquet")  # B trains on and writes a text at 100 too

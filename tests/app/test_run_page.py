@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 import torch
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.testclient import TestClient
 from streamlit.testing.v1 import AppTest
+from streamlit.web.server.starlette.starlette_gzip_middleware import SelectiveGZipMiddleware
 
 from app.widgets import downloads
 from app.widgets.downloads import zipped
+from app.widgets.formats import plain
 from engine import session
 from engine.checkpoint import Contents, save
 from engine.errors import CheckpointError, RunError
@@ -76,6 +79,8 @@ def test_a_damaged_run_harms_no_part(content: str, part: str, open_part: Any, ma
     assert "damaged]" in texts(page) and "ended without a word" not in texts(page)
     if part == "Overview":
         assert "not known" in page.error[0].value and "Use these settings" not in labels(page)
+    if part == "Checkpoints":
+        assert [button.label for button in page.button] == ["Verify", "Delete …"]
 
 
 def test_checkpoints_are_listed_and_the_newest_is_chosen(open_part: Any, make_run: Make) -> None:
@@ -188,21 +193,40 @@ def test_a_file_that_cannot_be_made_says_why(
     assert not list((tmp_path / "temporary").iterdir())
 
 
+def test_a_copy_for_which_there_is_no_room_names_the_disk_that_is_full(
+    open_part: Any, make_run: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    add_checkpoint(make_run(PARENT), 20)
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(target))  # as shutil has it
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr("shutil.copyfile", full)
+    page = press(open_part(PARENT, "Checkpoints"), "Weights (.safetensors)")
+    assert plain(f"The disk that holds {tmp_path / 'temporary'}/lab-download-") in page.error[0].value
+
+
 def test_a_file_is_given_out_once_and_to_nobody_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
-    offered = downloads.Download("Text", "naïve.txt", lambda path: path.write_text("x"))
+    offered = downloads.Download("Text", "naïve.txt", lambda path: path.write_text("x" * 5000))
     address = "/" + downloads._make(offered)
-    client = TestClient(Starlette(routes=[downloads.ROUTE]))
+    server = Starlette(routes=[downloads.ROUTE], middleware=[Middleware(SelectiveGZipMiddleware)])  # as Streamlit's
+    client = TestClient(server)
     assert client.get(f"{address}x").status_code == 404
-    answer = client.get(address)
-    assert answer.text == "x" and "attachment" in answer.headers["content-disposition"]
+    for answer in (client.head(address), client.get(address)):  # asking for the size takes nothing
+        assert answer.headers["content-length"] == "5000" and "attachment" in answer.headers["content-disposition"]
+    assert answer.text == "x" * 5000
     assert client.get(address).status_code == 404 and not list(folder.iterdir())
     monkeypatch.setattr(downloads, "KEPT_S", -1.0)
     downloads._make(offered)
     downloads._make(offered)  # nobody came for the first one
     assert len(list(folder.iterdir())) == 1
+    downloads.forget()
+    assert not list(folder.iterdir())
 
 
 def test_a_folder_is_zipped_whole(tmp_path: Path) -> None:

@@ -229,13 +229,15 @@ def test_labels_that_cannot_be_are_told_together(open_page: Open, three: None) -
     assert list_summaries()[-1].name == "A"
 
 
-def test_the_order_stays_through_a_search(open_page: Open, three: None) -> None:
+def test_the_order_stays_through_a_search_and_in_the_address(open_page: Open, three: None) -> None:
     page = open_page("runs")
     page.selectbox(key="runs-order").set_value("name").run()
     assert names(page) == ["A", "B", "C"]
     page.text_input(key="runs-search").set_value("verdict").run()
     expect_sound(page)
     assert names(page) == ["A", "B"]
+    told = "".join(page.query_params["runs-order"])
+    assert names(open_page("runs", **{"runs-order": told})) == ["A", "B", "C"]
 
 
 def test_starred_runs_come_first(open_page: Open, three: None) -> None:

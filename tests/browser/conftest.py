@@ -48,7 +48,7 @@ def app(
 
 def clear(app: App) -> None:
     """Take away all runs and corpora. A run that goes on, since its test has failed, ends with its server."""
-    if any(Run(path.parent).state in ("running", "paused") for path in app.runs.glob("*/run.json")):
+    if any(Run(path.parent).is_locked for path in app.runs.glob("*/run.json")):
         app.stop()
     for path in [*app.runs.iterdir(), *app.corpora.iterdir()]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()

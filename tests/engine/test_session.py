@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def quiet_session(runs_folder: Path) -> Iterator[None]:
     yield
     run = session.active_run()
     if run:
-        session.request(run.id, "stop")
+        with suppress(RunError):  # it has just ended
+            session.request(run.id, "stop")
         assert session.wait(30)
 
 

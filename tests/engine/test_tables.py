@@ -146,7 +146,6 @@ def test_a_table_is_a_dict_of_rows_by_step(monkeypatch: pytest.MonkeyPatch) -> N
     from hypothesis.stateful import run_state_machine_as_test
 
     monkeypatch.setattr(tables, "COMPACT_AT", 4)  # so that compactions by number of segments happen too
-    monkeypatch.setattr("os.fsync", lambda _: None)  # the disk's own promise; only slow here
     run_state_machine_as_test(TableMachine, settings=settings(max_examples=20, stateful_step_count=20))
 
 
