@@ -17,7 +17,7 @@ MOMENTS = [
     Moment("compact", "rename", "before", 1),
     Moment("rewind/compact", "delete", "after", 2),
     Moment("rewind", "rename", "after", 1),
-    Moment("random", when="first step", after_s=0.3),
+    Moment("random", when="first step", after_s=0.05),  # a small model may be done sooner than one thinks
     Moment("finish/compact", "rename", "after", 1),
 ]
 
