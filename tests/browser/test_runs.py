@@ -38,14 +38,15 @@ PICTURE = """() => {
     return isPlain ? '' : String(sum);
 }"""
 
-# Seconds from `began` until the caption says so and the table shows other rows than before.
+# Seconds from `began` until the caption says so, the table shows other rows than before, and one can search.
 SEEN = """async ([began, caption, before]) => {
     const picture = PICTURE;
     const says = () => [...document.querySelectorAll('[data-testid=stCaptionContainer]')]
         .some(element => element.textContent.startsWith(caption));
     for (const end = performance.now() + 30000; performance.now() < end;) {
         const now = picture();
-        if (now && now !== before && says()) return (performance.now() - began) / 1000;
+        const canSearch = document.querySelector('input[aria-label=Search]')
+        if (now && now !== before && says() && canSearch) return (performance.now() - began) / 1000;
         await new Promise(requestAnimationFrame);
     }
     throw new Error(`The table did not change to: ${caption}`);
