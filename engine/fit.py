@@ -50,9 +50,10 @@ def what_would_fit(
         processes: that train it together; `limit` is what each may use.
     """
     total = _total_on(device, processes)
+    before = total(config)
     found = []
     for variants in _ladders(config, has_bf16):
-        change = next((c for s in variants if (c := _change(config, s, total)) and c.total <= limit), None)
+        change = next((c for s in variants if (c := _change(config, s, total, before)) and c.total <= limit), None)
         if change:
             found.append(change)
     together = None if found else least_combination(config, device, limit, has_bf16=has_bf16, processes=processes)
@@ -71,11 +72,12 @@ def least_combination(
         config, device, limit, has_bf16, processes: as in `what_would_fit`.
     """
     total = _total_on(device, processes)
-    if total(config) <= limit:
+    before = total(config)
+    if before <= limit:
         return None
     for preset in ({}, *_smaller_presets(config)):
         for more in _ever_more(replace(config, **preset), total, has_bf16):
-            change = _change(config, preset | more, total)
+            change = _change(config, preset | more, total, before)
             if change and change.total <= limit:
                 return change
     return None
@@ -85,12 +87,12 @@ def _total_on(device: str, processes: int) -> _Total:
     return lambda config: estimate_memory(config, device, processes=processes).total
 
 
-def _change(config: TrainConfig, settings: Mapping[str, Any], total: _Total) -> Change | None:
+def _change(config: TrainConfig, settings: Mapping[str, Any], total: _Total, before: int) -> Change | None:
     """The change, when it is allowed and saves anything."""
     changed = replace(config, **settings)
     if check(changed):
         return None
-    before, after = total(config), total(changed)
+    after = total(changed)
     return Change(settings, before - after, after) if after < before else None
 
 
