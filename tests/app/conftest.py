@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +39,15 @@ def open_page() -> Callable[..., AppTest]:
         return test.switch_page(f"views/{page}.py").run()
 
     return open_it
+
+
+@pytest.fixture
+def warmed_up(open_page: Callable[..., AppTest]) -> None:
+    """What the first page loads in the background is there: a page that is measured then has its cores to itself."""
+    open_page("home")
+    for thread in threading.enumerate():
+        if thread.name == "warm-up":
+            thread.join()
 
 
 @pytest.fixture

@@ -359,6 +359,7 @@ def views(redraws: int) -> list[dict[str, str]]:
     ]
 
 
+@pytest.mark.usefixtures("warmed_up")
 def test_many_rows_are_redrawn_quickly_and_nothing_piles_up(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`python tests/many_rows.py` measures it in full: ten runs of a million rows each, in a browser."""
     ids = write_runs(folders / "runs", 3, 200_000)
