@@ -48,6 +48,13 @@ class KeptColumns:
             shelf.move_to_end(key)
         return _unpack(packed)
 
+    def has(self, file: FileKey, name: str) -> bool:
+        """Whether `get` has it; its turn to be forgotten stays as it is."""
+        key = (file[0], name)
+        with self._lock:
+            kept = self._tiny.get(key) or self._large.get(key)
+        return kept is not None and kept[0] == file
+
     def put(self, file: FileKey, name: str, column: pa.ChunkedArray) -> None:
         """Keep a column, instead of the one that the file had under this name before."""
         key, packed = (file[0], name), _pack(column)

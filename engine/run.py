@@ -29,7 +29,7 @@ from engine.labels import LABELS_FILE, read_labels
 from engine.metrics import METRICS, SAMPLES, Columns
 from engine.paths import runs_dir
 from engine.plan import Plan
-from engine.tables import Signature, TableWriter, file_key, read_columns, read_table, table_signature
+from engine.tables import Signature, TableWriter, file_key, find_problems, read_columns, read_table, table_signature
 
 SCHEMA_VERSION = 1
 ACTIVE_STATES = ("preparing", "running", "paused")
@@ -134,8 +134,8 @@ class Run:
     def problems_in(self, *names: str) -> list[str]:
         """The same for a reader of some columns of the metrics; the others are not read."""
         found = [] if read_json(self.folder / "run.json") else ["run.json is missing or damaged."]
-        found += read_columns(self.folder, "metrics", METRICS, names)[1]
-        found += read_table(self.folder, "samples", SAMPLES)[1]
+        found += find_problems(self.folder, "metrics", METRICS, names)
+        found += find_problems(self.folder, "samples", SAMPLES, SAMPLES.names)
         found += [f"{path.name} was set aside: it is no table of this run." for path in self.folder.glob("*.damaged-*")]
         return found + [f"{c.path.name}: {c.problem}" for c in self.checkpoints if c.problem]
 

@@ -140,6 +140,13 @@ def read_columns(
     return {column: joined[column].to_numpy() for column in columns}, _problems(damaged)
 
 
+def find_problems(folder: Path, name: str, schema: pa.Schema, columns: Sequence[str]) -> list[str]:
+    """The sentences of `read_columns` alone; what is in memory is not made ready to be read."""
+    wanted = ["step", *columns]
+    files = [folder / f"{name}.parquet", *_segment_files(folder / name)]
+    return _problems([path for path in files if not _is_kept(path, wanted) and _read_file(path, schema, wanted)[1]])
+
+
 def read_rows(folder: Path, name: str, schema: pa.Schema) -> pa.Table:
     """The same rows as Arrow has them, types and missing values kept."""
     return _join(folder, name, schema, schema.names)[0]
@@ -221,6 +228,11 @@ def _read_file(path: Path, schema: pa.Schema, columns: Sequence[str]) -> tuple[p
         raise
     except (OSError, pa.ArrowException, KeyError, ValueError):
         return None, True
+
+
+def _is_kept(path: Path, columns: Sequence[str]) -> bool:
+    key = file_key(path)
+    return key is not None and all(KEPT.has(key, column) for column in columns)
 
 
 def _read_parquet(path: Path, schema: pa.Schema, columns: Sequence[str]) -> dict[str, pa.ChunkedArray]:

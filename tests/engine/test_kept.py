@@ -62,6 +62,7 @@ def test_the_oldest_make_room_and_a_newer_file_replaces_the_older() -> None:
     assert kept.get(FILE, "a") is not None  # used last now
     kept.put(FILE, "d", column)
     assert kept.get(FILE, "b") is None and kept.bytes == 3 * column.nbytes
+    assert kept.has(FILE, "a") and not kept.has(FILE, "b") and not kept.has((FILE[0], 2, 1), "a")
     newer = (FILE[0], 2, 1)
     kept.put(newer, "a", column)
     assert kept.get(FILE, "a") is None and kept.get(newer, "a") is not None
@@ -69,4 +70,4 @@ def test_the_oldest_make_room_and_a_newer_file_replaces_the_older() -> None:
     for number in range(MOST_TINY + 10):  # segments of a run that goes on for hours
         kept.put((f"{number}.parquet", 1, 1), "a", pa.chunked_array([[1.0]]))
     assert len(kept._tiny) == MOST_TINY and kept.get(("9.parquet", 1, 1), "a") is None
-    assert kept.get(newer, "a") is not None
+    assert kept.get(newer, "a") is not None and kept.has(("10.parquet", 1, 1), "a")

@@ -318,6 +318,23 @@ def test_only_the_columns_that_are_asked_for_are_read_and_once(
     assert math.isnan(again["val_loss"][0]) and again["val_loss"][-1] == 4.0
 
 
+def test_problems_are_those_of_the_reader_and_what_is_in_memory_is_not_read_for_them(
+    tmp_path: Path, reads: list[tuple[str, list[str]]]
+) -> None:
+    writer = TableWriter(tmp_path, "t", SCHEMA)
+    for step in (1, 2):
+        writer.append(row(step))
+        writer.flush()
+    (tmp_path / "t.parquet").write_bytes(b"nonsense")
+    names = ["t.parquet", *damage(tmp_path)]
+    found = tables.find_problems(tmp_path, "t", SCHEMA, ["loss"])
+    assert found == read_columns(tmp_path, "t", SCHEMA, ["loss"])[1]
+    assert [problem.split()[0] for problem in found] == names
+    reads.clear()
+    assert tables.find_problems(tmp_path, "t", SCHEMA, ["loss"]) == found
+    assert not {"000001.parquet", "000002.parquet"} & {name for name, _ in reads}
+
+
 def test_a_column_that_is_damaged_hides_the_file_from_its_readers_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
