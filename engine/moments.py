@@ -3,8 +3,8 @@
 A step holds the most at one of a few moments; each is added up from what autograd has saved by then and what the
 operation at hand holds besides. In the formulas B is the batch, T the context, D the width, L the layers, H the heads,
 V the vocabulary, N = B·T the tokens of one forward pass, S = N·D the values of one residual stream, A = B·H·T² those of
-one attention matrix, P the weights; a is the bytes of an activation, 4 in fp32 and 2 under autocast, and e that of one as
-a block's products read it, a or in fp8 1. All results are in bytes.
+one attention matrix, P the weights; a is the bytes of an activation, 4 in fp32 and 2 under autocast, and e those of one
+as a block's products read it, a or in fp8 1. All results are in bytes.
 """
 
 from __future__ import annotations

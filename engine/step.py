@@ -377,7 +377,8 @@ def _not_finite(row: dict[str, Any]) -> str:
     what = "the loss" if not math.isfinite(row["train_loss"]) else "the gradient"
     return (
         f"At step {row['step']:,} {what} was no finite number, so training was ended before the weights took it. "
-        "Branch from the last checkpoint, or start anew, with a lower learning rate; or use bf16 or fp32, not fp16 or fp8."
+        "Branch from the last checkpoint, or start anew, with a lower learning rate; or use bf16 or fp32, "
+        "not fp16 or fp8."
     )
 
 
