@@ -224,9 +224,10 @@ class TrainConfig:
     precision: str = setting(
         "auto",
         "Number format of the forward and backward pass; the weights stay in fp32. bf16 is about twice as fast on a GPU"
-        " and saves memory; fp16 needs gradient scaling; auto takes bf16 on a GPU that has it and fp32 on a CPU.",
+        " and saves memory; fp16 needs gradient scaling; fp8 is bf16 whose blocks multiply in 8 bits, on cards from "
+        "NVIDIA's Ada and Hopper on; auto takes bf16 on a GPU that has it and fp32 on a CPU.",
         group="Compute",
-        choices=("auto", "fp32", "bf16", "fp16"),
+        choices=("auto", "fp32", "bf16", "fp16", "fp8"),
     )
     attention_impl: str = setting(
         "sdpa",
@@ -409,6 +410,10 @@ def check(config: TrainConfig) -> list[Problem]:
     if not wrong & {"config", "context_length"} and config.context_length > config.preset.context_length * 8:
         longest = config.preset.context_length * 8
         problems.append(Problem("context_length", f"{config.config} takes at most {longest:,} tokens of context."))
+    if config.precision == "fp8" and "config" not in wrong and config.preset.width % 16:
+        width = config.preset.width
+        message = f"fp8 multiplies matrices whose sides are multiples of 16, and {config.config} is {width:,} wide."
+        problems.append(Problem("precision", message))
     return problems
 
 

@@ -153,19 +153,24 @@ CLIMB = 0.75  # nats above the minimum before: more than a schedule, a new chapt
 CLIMB_NOISE = 6  # standard deviations of such a median: of 20 of them the lowest is itself some 2 too low
 CLIMB_STAYS = 0.2  # of the run spent so far up counts as divergence even if a falling learning rate brought it back
 
+COARSE = {  # precision -> what it may do
+    "fp16": "fp16 overflows sooner than bf16 and fp32",
+    "fp8": "fp8 rounds more coarsely than bf16 and fp32",
+}
+
 
 def diverges(c: Curves) -> Finding | None:
     """The loss is not finite, or the smoothed loss climbs far above its minimum and stays there."""
-    fp16 = c.config.precision == "fp16"
+    coarse = c.config.precision in COARSE
     seen = _ended(c) if c.diverged else _climb(c)
     if seen is None:
         return None
     title, evidence, since = seen
     lower = f"a learning rate below {c.config.learning_rate:g}" if c.config.learning_rate else "a lower learning rate"
     advice = f"Branch from a checkpoint before it, or start anew, with {lower} and a longer warm-up" + (
-        "; fp16 overflows sooner than bf16 and fp32." if fp16 else "."
+        f"; {COARSE[c.config.precision]}." if coarse else "."
     )
-    settings = ("learning_rate", "warmup_steps", "grad_clip") + ("precision",) * fp16
+    settings = ("learning_rate", "warmup_steps", "grad_clip") + ("precision",) * coarse
     return Finding("diverges", "problem", title, evidence, advice, settings, since)
 
 
@@ -331,10 +336,10 @@ def spikes(c: Curves) -> Finding | None:
         f"{many} step {since:,}; the highest went from {before:.2f} to {c.train.values[worst]:.2f} "
         f"at step {step:,}{_norm_beside(c.norm, step)}."
     )
-    fp16 = c.config.precision == "fp16"
+    coarse = c.config.precision in COARSE
     advice = "The learning rate is likely too high for these batches: lower it, warm up for longer, or clip harder"
-    advice += "; fp16 can be the cause too: try bf16." if fp16 else "."
-    settings = ("learning_rate", "warmup_steps", "grad_clip", "batch_size") + ("precision",) * fp16
+    advice += f"; {c.config.precision} can be the cause too: try bf16." if coarse else "."
+    settings = ("learning_rate", "warmup_steps", "grad_clip", "batch_size") + ("precision",) * coarse
     return Finding("spikes", "warning", "The loss spikes", evidence, advice, settings, since)
 
 

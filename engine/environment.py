@@ -132,6 +132,15 @@ def has_bf16(device: str) -> bool:
     return index >= torch.cuda.device_count() or torch.cuda.get_device_capability(index) >= (8, 0)
 
 
+def has_fp8(device: str) -> bool:
+    """Whether a device multiplies in fp8: GPUs do from NVIDIA's Ada and Hopper on. Loads torch for a GPU."""
+    if device.startswith("cpu"):
+        return False
+    import torch
+
+    return torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def begin_peak() -> bool:
     """Let `peak_bytes` count from now on; whether the system can (Linux, and not in every sandbox)."""
     try:
@@ -183,7 +192,7 @@ def resolve_device(device: str, precision: str) -> tuple[str, str]:
     """What `auto` stands for, checked against what this machine can do.
 
     Returns:
-        device (`cpu` or `cuda:N`) and precision (`fp32`, `bf16` or `fp16`).
+        device (`cpu` or `cuda:N`) and precision (`fp32`, `bf16`, `fp16` or `fp8`).
 
     Raises:
         ConfigError: there is no such device, or it cannot compute in that precision.
@@ -196,6 +205,8 @@ def resolve_device(device: str, precision: str) -> tuple[str, str]:
     if device == "cpu":
         if precision == "fp16":
             raise ConfigError([Problem("precision", _FP16_ON_CPU)])
+        if precision == "fp8" and not has_fp8(device):
+            raise ConfigError([Problem("precision", _FP8_ON_CPU)])
         return "cpu", "fp32" if precision == "auto" else precision
     index = int(device.partition(":")[2] or 0)
     if index >= count:
@@ -204,6 +215,9 @@ def resolve_device(device: str, precision: str) -> tuple[str, str]:
     if precision == "bf16" and not has_bf16(device):
         name = torch.cuda.get_device_name(index)
         raise ConfigError([Problem("precision", f"{name} has no bf16 arithmetic. Use fp16 or fp32.")])
+    if precision == "fp8" and not has_fp8(device):
+        name = torch.cuda.get_device_name(index)
+        raise ConfigError([Problem("precision", f"{name} has no fp8 arithmetic: {_FP8_CARDS} have. Use auto.")])
     if precision == "auto":
         precision = "bf16" if has_bf16(device) else "fp32"
     return f"cuda:{index}", precision
@@ -212,6 +226,8 @@ def resolve_device(device: str, precision: str) -> tuple[str, str]:
 _FP16_ON_CPU = (
     "fp16 trains on a CUDA GPU only: on a CPU it is many times slower than fp32 and gains nothing. Use fp32 or bf16."
 )
+_FP8_CARDS = "NVIDIA's cards from Ada and Hopper on (compute capability 8.9)"
+_FP8_ON_CPU = f"fp8 trains on a GPU only: of all devices, {_FP8_CARDS} multiply in it. Use fp32 or bf16."
 
 
 def versions() -> dict[str, Any]:

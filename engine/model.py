@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from engine import float8
 from engine.config import ModelConfig
 from engine.loss import linear_cross_entropy
 
@@ -23,6 +24,13 @@ class Linear(nn.Linear):
     """PyTorch's, without its initial weights: `GPT.initialize` or a checkpoint sets them."""
 
     def reset_parameters(self) -> None: ...
+
+
+class Float8Linear(Linear):
+    """The same weights, multiplied in 8 bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return float8.linear(x, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):
@@ -34,13 +42,13 @@ class Embedding(nn.Embedding):
 class Attention(nn.Module):
     """Causal multi-head self-attention, written out (`manual`) or by PyTorch's fused kernel (`sdpa`)."""
 
-    def __init__(self, config: ModelConfig, dropout: float, implementation: str) -> None:
+    def __init__(self, config: ModelConfig, dropout: float, implementation: str, linear: type[Linear]) -> None:
         super().__init__()
         self.heads = config.heads
         self.dropout = dropout
         self.implementation = implementation
-        self.qkv = Linear(config.width, 3 * config.width)
-        self.projection = Linear(config.width, config.width)
+        self.qkv = linear(config.width, 3 * config.width)
+        self.projection = linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, time, width = x.shape
@@ -63,14 +71,14 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention, then a two-layer perceptron, each added to the residual stream after a norm."""
 
-    def __init__(self, config: ModelConfig, dropout: float, implementation: str) -> None:
+    def __init__(self, config: ModelConfig, dropout: float, implementation: str, linear: type[Linear]) -> None:
         super().__init__()
         self.dropout = dropout
         self.norm1 = nn.LayerNorm(config.width)
-        self.attention = Attention(config, dropout, implementation)
+        self.attention = Attention(config, dropout, implementation, linear)
         self.norm2 = nn.LayerNorm(config.width)
-        self.expand = Linear(config.width, 4 * config.width)
-        self.contract = Linear(4 * config.width, config.width)
+        self.expand = linear(config.width, 4 * config.width)
+        self.contract = linear(4 * config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
@@ -88,6 +96,7 @@ class GPT(nn.Module):
         dropout: share of activations dropped in training.
         attention_impl: `sdpa` or `manual`; both give the same result.
         gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        float8: whether the blocks' linear layers multiply in 8 bits; see `engine.float8`. Meant for bf16 autocast.
     """
 
     def __init__(
@@ -97,6 +106,7 @@ class GPT(nn.Module):
         dropout: float = 0.0,
         attention_impl: str = "sdpa",
         gradient_checkpointing: bool = False,
+        float8: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
@@ -105,7 +115,8 @@ class GPT(nn.Module):
         self.compiled: Callable[[Tensor], Tensor] | None = None  # stands in for `stack` in training
         self.token_embedding = Embedding(config.vocabulary_size, config.width)
         self.position_embedding = Embedding(config.context_length, config.width)
-        self.blocks = nn.ModuleList(Block(config, dropout, attention_impl) for _ in range(config.layers))
+        linear = Float8Linear if float8 else Linear
+        self.blocks = nn.ModuleList(Block(config, dropout, attention_impl, linear) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.head = Linear(config.width, config.vocabulary_size, bias=False)
         if config.tie_embeddings:

@@ -3,8 +3,8 @@
 A step holds the most at one of a few moments; each is added up from what autograd has saved by then and what the
 operation at hand holds besides. In the formulas B is the batch, T the context, D the width, L the layers, H the heads,
 V the vocabulary, N = B·T the tokens of one forward pass, S = N·D the values of one residual stream, A = B·H·T² those of
-one attention matrix, P the weights; a is the bytes of an activation, 4 in fp32 and 2 under autocast. All results are in
-bytes.
+one attention matrix, P the weights; a is the bytes of an activation, 4 in fp32 and 2 under autocast, and e those of one
+as a block's products read it, a or in fp8 1. All results are in bytes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,12 @@ class Step:
     @property
     def r(self) -> int:
         """Bytes of a value of the residual stream: it is kept in bf16 where that is the precision, else in fp32."""
-        return 2 if self.config.precision == "bf16" else 4
+        return 2 if self.config.precision in ("bf16", "fp8") else 4
+
+    @cached_property
+    def e(self) -> int:
+        """Bytes of a value as a block's matrix products read it: a, or in fp8 1."""
+        return 1 if self.config.precision == "fp8" else self.a
 
     @property
     def mixed(self) -> bool:
@@ -96,8 +101,9 @@ class Step:
 
     @cached_property
     def block_casts(self) -> int:
-        """Autocast's copies of a block's matrices, 2·12·D²; the backward pass needs them, the biases' it doesn't."""
-        return 24 * self.config.model.width**2 if self.mixed else 0
+        """Copies of a block's matrices as the products read them, e·12·D²; the backward pass needs them, the biases' it
+        doesn't."""
+        return 12 * self.e * self.config.model.width**2 if self.mixed else 0
 
     # ------------------------------------------------------------------------------------------ the forward pass
 
@@ -105,13 +111,15 @@ class Step:
     def attention_saved(self) -> int:
         """What attention keeps of its inner part, between q, k, v and its output.
 
-        `sdpa` keeps the logarithm of each row's sum, 4·B·H·T. `manual` keeps the softmax's fp32 result, 4·A, and the
+        `sdpa` keeps the logarithm of each row's sum, 4·B·H·T, and its result, a·S, where `projection` does not read it
+        as it is. `manual` keeps the softmax's fp32 result, 4·A, and the
         operand of the product with v: its copy under autocast, 2·A, or what dropout made of it, 4·A; dropout's mask, A;
         and the mask of the future, T².
         """
         c, drop = self.config, self.config.dropout > 0
         if c.attention_impl == "sdpa":
-            return 4 * c.batch_size * c.model.heads * c.model.context_length
+            result = self.a * self.s if self.e < self.a else 0
+            return 4 * c.batch_size * c.model.heads * c.model.context_length + result
         operand = 2 if self.mixed else 4 if drop else 0
         return (4 + operand + drop) * self.scores + c.model.context_length**2
 
@@ -119,19 +127,19 @@ class Step:
     def mlp_saved(self) -> int:
         """What the perceptron's half of a block keeps.
 
-        The norm's input in fp32, 4·S, with mean and deviation, 8·N; its result as `expand` reads it, a·S; before and
-        after the GELU, 2·4·a·S; dropout's mask, S.
+        The norm's input in fp32, 4·S, with mean and deviation, 8·N; its result as `expand` reads it, e·S; before the
+        GELU, 4·a·S, and after it, as `contract` reads it, 4·e·S; dropout's mask, S.
         """
-        return (4 + 9 * self.a + self.mask) * self.s + 8 * self.n
+        return (4 + 4 * self.a + 5 * self.e + self.mask) * self.s + 8 * self.n
 
     @cached_property
     def block_saved(self) -> int:
         """What a block keeps for its backward pass.
 
-        Attention's half: the norm's input, 4·S, mean and deviation, 8·N, its result, a·S, q, k and v, 3·a·S, the inner
-        part, its result as `projection` reads it, a·S, and dropout's mask, S; then the perceptron's half.
+        Attention's half: the norm's input, 4·S, mean and deviation, 8·N, its result, e·S, q, k and v, 3·a·S, the inner
+        part, its result as `projection` reads it, e·S, and dropout's mask, S; then the perceptron's half.
         """
-        half = (4 + 5 * self.a + self.mask) * self.s + 8 * self.n
+        half = (4 + 3 * self.a + 2 * self.e + self.mask) * self.s + 8 * self.n
         return half + self.attention_saved + self.mlp_saved
 
     @cached_property
@@ -156,7 +164,7 @@ class Step:
         """
         if self.config.attention_impl == "sdpa":
             return self.attention_saved
-        softmax = 2 * self.a + 4 + 4 * (self.config.precision == "bf16")
+        softmax = 2 * self.a + 4 + 4 * (self.r == 2)
         dropout = self.a + 9 + 2 * self.mixed if self.config.dropout > 0 else 0
         return max(softmax, dropout) * self.scores
 
@@ -223,9 +231,9 @@ class Step:
         return Moment(casts, grads, below + 4 * self.s + max(self._mlp_backward(), self._attention_backward()))
 
     def _mlp_backward(self) -> int:
-        """Gradients around the GELU, 2·4·a·S, less its result, which is done with; under autocast the incoming one's
-        copy, 2·S."""
-        return max(4 * self.a * self.s + self.mixed * 2 * self.s, 4 * self.a * self.s)
+        """Gradients around the GELU, 2·4·a·S, less its result, 4·e·S, which is done with; under autocast the incoming
+        one's copy, 2·S."""
+        return (8 * self.a - 4 * self.e + 2 * self.mixed) * self.s
 
     def _attention_backward(self) -> int:
         """`manual`'s softmax: gradients of its result, its input and the scores, 3·4·A; the product's operand and the

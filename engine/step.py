@@ -33,7 +33,12 @@ from engine.start import Text, open_text
 
 STEPS_AHEAD = 4  # how far the host may run ahead of a GPU: enough to keep it busy, few enough to stop at once
 FP16_SCALE = 2.0**12  # of the first loss; PyTorch's own 2^16 overflows in the first steps of a fresh GPT and loses them
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {  # of autocast
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.bfloat16,  # but for the blocks' linear layers
+}
 
 
 @dataclass
@@ -193,6 +198,7 @@ def build(plan: Plan, text: Text, *, initialize: bool = True, team: Team = SOLO)
         dropout=config.dropout,
         attention_impl=config.attention_impl,
         gradient_checkpointing=config.gradient_checkpointing,
+        float8=config.precision == "fp8",
     )
     if initialize:
         model.initialize(config.seed)
@@ -228,7 +234,7 @@ def compile_model(state: TrainState) -> None:
         RuntimeError and others: it cannot be done here; the model is as it was.
     """
     model = state.config.model
-    dtype = torch.bfloat16 if state.config.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if DTYPES[state.config.precision] == torch.bfloat16 else torch.float32  # see `GPT.hidden`
     example = torch.zeros(state.config.batch_size, model.context_length, model.width, dtype=dtype, device=state.device)
     state.model.train()
     with state.autocast():
@@ -371,7 +377,8 @@ def _not_finite(row: dict[str, Any]) -> str:
     what = "the loss" if not math.isfinite(row["train_loss"]) else "the gradient"
     return (
         f"At step {row['step']:,} {what} was no finite number, so training was ended before the weights took it. "
-        "Branch from the last checkpoint, or start anew, with a lower learning rate; or use bf16 or fp32, not fp16."
+        "Branch from the last checkpoint, or start anew, with a lower learning rate; or use bf16 or fp32, "
+        "not fp16 or fp8."
     )
 
 

@@ -111,6 +111,16 @@ def test_problems_stand_beside_their_fields_all_together(open_page: Open) -> Non
     expect_sound(page)
 
 
+def test_a_precision_that_this_machine_lacks_is_told_beside_it(open_page: Open) -> None:
+    page = open_page("pretraining")
+    page.session_state["more-settings"] = True
+    page.run()
+    page.selectbox(key="setting-precision").set_value("fp8").run()
+    (beside,) = [element.value for element in page.markdown if ":red[" in element.value]
+    assert "fp8 trains on a GPU only" in beside and page.button(key="start").disabled
+    expect_sound(page)
+
+
 def test_a_finished_run_is_shown_in_full(open_page: Open, make_run: Make) -> None:
     make_run(DONE)
     page = open_page("pretraining", run=DONE)

@@ -38,7 +38,7 @@ def problems(values: dict[str, Any]) -> dict[str, str]:
 
 def test_all_problems_are_told_together() -> None:
     found = problems(
-        {"config": "huge", "epochs": -1, "batch_size": "many", "dropuot": 0.1, "device": "gpu", "precision": "fp8"}
+        {"config": "huge", "epochs": -1, "batch_size": "many", "dropuot": 0.1, "device": "gpu", "precision": "fp9"}
     )
     assert found.keys() == {"config", "epochs", "batch_size", "dropuot", "device", "precision"}
     assert "nano, small, medium, large, xlarge" in found["config"]
