@@ -1,6 +1,7 @@
 """Train with one and with two GPUs of this machine, and print what was measured, one JSON object a line.
 
-    python tests/gpu/two_gpus.py                                                        # about five minutes
+    python tests/gpu/two_gpus.py > tests/data/two_h100s.jsonl                           # about five minutes
+    python tests/gpu/two_gpus.py --compile on --batch-size 64 --steps 120 >> tests/data/two_h100s.jsonl
     python tests/gpu/two_gpus.py --device cpu --preset nano --batch-size 2 --steps 8    # tries the script without a GPU
 
 Throughput of two processes against one at the same batch per GPU; the loss curve of two against one with the same
@@ -145,7 +146,7 @@ def killed_rank(options: argparse.Namespace) -> dict[str, Any]:
 def common(options: argparse.Namespace) -> dict[str, Any]:
     """What all runs share."""
     how = dict(precision="fp32", context_length=16) if options.device == "cpu" else dict(precision="bf16")
-    return QUIET | how | dict(config=options.preset, device=options.device)
+    return QUIET | how | dict(config=options.preset, device=options.device, compile=options.compile)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
@@ -163,15 +164,16 @@ def main() -> None:
     parser.add_argument("--preset", default="medium")
     parser.add_argument("--batch-size", type=int, default=32, help="sequences per GPU")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--compile", default="auto", choices=("auto", "on", "off"))
     parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS])
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="two-gpus-"))
     os.environ["LAB_RUNS"], os.environ["LAB_CORPORA"] = str(folder / "runs"), str(folder / "corpora")
     make_corpus(folder / "corpora")
     try:
-        print(json.dumps({"torch": version("torch")}), flush=True)
         for part in options.parts:
-            print(json.dumps({part: PARTS[part](options)}), flush=True)
+            how = {"torch": version("torch"), "compile": options.compile, "part": part}
+            print(json.dumps(how | {"found": PARTS[part](options)}), flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
