@@ -46,7 +46,6 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x8, w8 = quantize(x, E4M3), quantize(weight, E4M3)
         ctx.save_for_backward(*x8, *w8)
-        ctx.dtype = x.dtype
         # fast: sums are kept in fewer bits than fp32's on the way, which is enough here but not for gradients
         fast = {"bias": bias.bfloat16(), "use_fast_accum": True}
         return product(x8, (w8[0].t(), w8[1]), torch.bfloat16, **fast)
@@ -55,9 +54,11 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, x_scale, weight, weight_scale = ctx.saved_tensors
         g, g_scale = quantize(gradient, E5M2)
-        d_weight = product((g.t().contiguous(), g_scale), (x, x_scale), torch.float32)
-        d_x = product((g, g_scale), (weight, weight_scale), ctx.dtype)
-        return d_x, d_weight, gradient.sum(dim=0, dtype=torch.float32)
+        columns = g.t().contiguous()  # (O, N)
+        d_weight = product((columns, g_scale), (x, x_scale), torch.float32)
+        d_x = product((g, g_scale), (weight, weight_scale), torch.bfloat16)
+        # of the rounded numbers, like the weights': the exact ones would have to be computed and read once more
+        return d_x, d_weight, columns.float().sum(dim=1) * g_scale
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (..., O), in bf16; differentiable once.
     """
-    rows = x.flatten(0, -2)  # (N, I)
+    rows = x.flatten(0, -2).bfloat16()  # (N, I): as autocast does, so that the gradient is made in bf16 too
     missing = -len(rows) % MULTIPLE
     if not missing:
         return cast(Tensor, _Linear.apply(rows, weight, bias)).unflatten(0, x.shape[:-1])

@@ -100,10 +100,13 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _compiled_rows(logits: Tensor, targets: Tensor, losses: Tensor, vocabulary: int, gradient: bool) -> None:
-    """As `engine.loss.plain_rows`, by one kernel."""
+    """As `engine.loss.plain_rows`, by one kernel.
+
+    With 32 warps few rows are under way at a time, so that a row's second reading finds most of it in the cache.
+    """
     width = logits.shape[1]
     _loss_and_gradient[(len(logits),)](
-        logits, targets, losses, width, vocabulary, width, LANES=4096, GRADIENT=gradient, num_warps=8
+        logits, targets, losses, width, vocabulary, width, LANES=4096, GRADIENT=gradient, num_warps=32
     )
 
 

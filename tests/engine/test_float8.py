@@ -60,7 +60,7 @@ def test_a_linear_layer_and_its_gradients_are_within_the_formats_error(
         ):
             assert ((found.float() - a @ b).abs() <= bound(a, b, a_bits, 3)).all()
             assert not torch.equal(found.float(), a @ b)
-        torch.testing.assert_close(d_bias, gs.sum(dim=0))
+        assert ((d_bias - gs.sum(dim=0)).abs() <= off(gs, 2).sum(dim=0)).all()
 
 
 def test_zeros_stay_zeros_and_what_is_not_finite_is_noticed() -> None:

@@ -1,10 +1,10 @@
-"""Hold fp8 to bf16 on a card that has it: curve, speed, memory, resume. Prints JSON; see docs/gpu.md.
+"""Hold fp8 to bf16 on a card that has it, and print what was measured, one JSON object a line; see docs/gpu.md.
 
-    python tests/gpu/fp8.py > fp8.json                                                  # on an H100
-    python tests/gpu/fp8.py --device cpu --presets nano --batch-size 2 --steps 4 --seconds 0.2    # tries the script
+    python tests/gpu/fp8.py > tests/data/h100_fp8.jsonl                                           # about 15 minutes
+    python tests/gpu/fp8.py --device cpu --batch 2 --steps 4 --seconds 0.2 --presets nano         # tries the script
 
-Nothing here has been measured on a card yet. Curves are of real runs through `engine.train` on *The Verdict*, speeds
-those of `engine.bench train`; bf16 beside fp8, compiled and not.
+Curves are of real runs through `engine.train` on *The Verdict*, speeds those of `engine.bench train`; bf16 beside
+fp8, compiled and not.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -75,14 +76,14 @@ def _apart(a: list[float], b: list[float]) -> dict[str, float]:
 
 def speed(options: argparse.Namespace, preset: str, precision: str, compile: str) -> dict[str, Any]:
     """Tokens per second, share of the products' rate and peak, beside the estimate of memory."""
-    config = config_of(options, preset, precision=precision, compile=compile, batch_size=options.batch_size)
+    config = config_of(options, preset, precision=precision, compile=compile, batch_size=options.batch)
     device = "cpu" if options.device == "cpu" else "cuda:0"
     threads = environment.default_threads()
     config = replace(config, device=device, context_length=config.model.context_length, threads=threads)
     config = replace(config, learning_rate=config.preset.learning_rate, warmup_steps=10)
     measured = measure_training(config, options.seconds)
     estimate = estimate_memory(config).peak_allocated / GIB
-    what = {"config": preset, "precision": precision, "compile": compile, "batch_size": options.batch_size}
+    what = {"config": preset, "precision": precision, "compile": compile, "batch_size": options.batch}
     return what | asdict(measured) | {"utilization": measured.utilization, "estimate_gib": estimate}
 
 
@@ -111,33 +112,37 @@ def resumed(options: argparse.Namespace, compile: str) -> dict[str, Any]:
     return {"compile": compile, "largest_difference": float((whole.metrics.train_loss - losses).abs().max())}
 
 
+PARTS: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
+    "product_error": lambda options: iter([product_error(options.device)]),
+    "resume": lambda options: (resumed(options, how) for how in COMPILE),
+    "curves": lambda options: (curves(options, preset, how) for preset in options.presets for how in COMPILE),
+    "speed": lambda options: (
+        speed(options, preset, precision, how)
+        for preset in options.presets
+        for how in COMPILE
+        for precision in PRECISIONS
+    ),
+}
+
+
 def main() -> None:
     """Measure everything, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--presets", nargs="+", default=["nano", "medium"])
-    parser.add_argument("--batch-size", type=int, default=32, help="of the speeds; curves have 4")
+    parser.add_argument("--batch", type=int, default=32, help="of the speeds; curves have 4")
     parser.add_argument("--steps", type=int, default=200, help="of a curve")
     parser.add_argument("--seconds", type=float, default=10, help="of each speed")
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS])
     options = parser.parse_args()
     if options.device == "cpu":
         environment.has_fp8 = lambda device: True  # for the script's sake: the product refuses it there
     try:
-        found = {
-            "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
-            "torch": torch.__version__,
-            "product_error": product_error(options.device),
-            "resume": [resumed(options, how) for how in COMPILE],
-            "curves": [curves(options, preset, how) for preset in options.presets for how in COMPILE],
-            "speed": [speed(options, *row) for row in _rows(options.presets)],
-        }
-        print(json.dumps(found, indent=1))
+        for part in options.parts:
+            for found in PARTS[part](options):
+                print(json.dumps({"torch": torch.__version__, "part": part, "found": found}), flush=True)
     finally:
         shutil.rmtree(os.environ["LAB_RUNS"], ignore_errors=True)
-
-
-def _rows(presets: list[str]) -> list[tuple[str, str, str]]:
-    return [(preset, precision, how) for preset in presets for how in COMPILE for precision in PRECISIONS]
 
 
 if __name__ == "__main__":
