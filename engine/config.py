@@ -225,7 +225,8 @@ class TrainConfig:
         "auto",
         "Number format of the forward and backward pass; the weights stay in fp32. bf16 is about twice as fast on a GPU"
         " and saves memory; fp16 needs gradient scaling; fp8 is bf16 whose blocks multiply in 8 bits, on cards from "
-        "NVIDIA's Ada and Hopper on; auto takes bf16 on a GPU that has it and fp32 on a CPU.",
+        "NVIDIA's Ada and Hopper on, and saves memory, not time, at these widths; auto takes bf16 on a GPU that has it "
+        "and fp32 on a CPU.",
         group="Compute",
         choices=("auto", "fp32", "bf16", "fp16", "fp8"),
     )
