@@ -14,7 +14,6 @@ import pytest
 
 from engine import TrainConfig, list_runs, load_run, resume_run, train
 from engine.config import from_dict
-from engine.control import Control
 from engine.curves import Curve
 from engine.exercises import (
     EXERCISES,
@@ -34,6 +33,7 @@ from engine.exercises import (
 from engine.files import write_json
 from engine.run import ActiveRun, Run, new_id, new_info
 from engine.start import new_run, plan_run
+from tests.stop_at import StopAt
 
 every_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.key)
 machines = pytest.mark.parametrize(("device", "cores"), [("cpu", 1), ("cpu", 2), ("cpu", 8), ("cpu", 128), ("cuda", 4)])
@@ -331,20 +331,6 @@ def test_the_jump_is_the_change_over_the_step() -> None:
     assert jump_at(line, 0) is None and jump_at(line, 100) is None and jump_at(line, 500) is None
     gap = Curve(np.array([1, 2, 5, 6]), np.ones(4))
     assert jump_at(gap, 2) is None
-
-
-class StopAt(Control):
-    """Stops once so many steps are logged."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.step = step
-
-    @property
-    def stopping(self) -> bool:
-        """Asked before each step."""
-        self.step -= 1
-        return self.step < 0 or super().stopping
 
 
 @pytest.mark.usefixtures("small_nano")

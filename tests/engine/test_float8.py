@@ -14,13 +14,12 @@ from engine import TrainConfig, environment, float8, resume_run, train
 from engine import config as config_module
 from engine.cli.train import main
 from engine.config import PRESETS, ModelConfig, Preset, check
-from engine.control import Control
 from engine.memory import estimate_memory
 from engine.model import GPT
 from engine.moments import Step
 from engine.paths import PROJECT
-from engine.run import ActiveRun
 from engine.start import new_run
+from tests.stop_at import StopAt
 
 TINY = ModelConfig(layers=2, heads=2, width=32, context_length=32, vocabulary_size=256)
 
@@ -178,28 +177,13 @@ def test_an_older_card_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> No
     assert environment.resolve_device("cuda", "fp8") == ("cuda:0", "fp8")
 
 
-class StopAt(Control):
-    """Stops a run after a step."""
-
-    def __init__(self, run: ActiveRun, step: int) -> None:
-        super().__init__()
-        log = run.log
-
-        def log_and_stop(row: dict[str, Any]) -> None:
-            log(row)
-            if row["step"] == step:
-                self.apply("stop")
-
-        run.log = log_and_stop  # type: ignore[method-assign]
-
-
 def test_a_stopped_run_goes_on_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config_module, "PRESETS", PRESETS | {"nano": Preset(2, 2, 32, 16, 1e-2, "quick")})
     monkeypatch.setattr(environment, "has_fp8", lambda device: True)
     config = TrainConfig(batch_size=2, max_steps=8, device="cpu", threads=1, dropout=0.1, precision="fp8")
     config = replace(config, eval_every=2, sample_every=-1, sample_length=3)
     whole, run = train(config), new_run(config)
-    stopped = resume_run(train(config, run, StopAt(run, 4)).id)
+    stopped = resume_run(train(config, run, StopAt(4)).id)
     resumed = train(stopped.config, stopped)
     for column in ("train_loss", "grad_norm"):
         assert list(resumed.metrics[column]) == list(whole.metrics[column])

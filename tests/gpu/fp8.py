@@ -28,10 +28,10 @@ import torch
 
 from engine import TrainConfig, environment, float8, resume_run, train
 from engine.bench.train import measure_training
-from engine.control import Control
 from engine.memory import GIB, estimate_memory
-from engine.run import ActiveRun, Run
+from engine.run import Run
 from engine.start import new_run
+from tests.stop_at import StopAt
 
 PRECISIONS, COMPILE = ("bf16", "fp8"), ("off", "on")
 
@@ -87,26 +87,11 @@ def speed(options: argparse.Namespace, preset: str, precision: str, compile: str
     return what | asdict(measured) | {"utilization": measured.utilization, "estimate_gib": estimate}
 
 
-class StopAt(Control):
-    """Stops a run after a step."""
-
-    def __init__(self, run: ActiveRun, step: int) -> None:
-        super().__init__()
-        log = run.log
-
-        def log_and_stop(row: dict[str, Any]) -> None:
-            log(row)
-            if row["step"] >= step:
-                self.apply("stop")
-
-        run.log = log_and_stop  # type: ignore[method-assign]
-
-
 def resumed(options: argparse.Namespace, compile: str) -> dict[str, Any]:
     """How far a stopped and resumed run's losses are from an uninterrupted one's; 0 is exact."""
     config = config_of(options, "nano", precision="fp8", compile=compile, dropout=0.1)
     whole, run = train(config), new_run(config)
-    stopped: Run = train(config, run, StopAt(run, options.steps // 2))
+    stopped: Run = train(config, run, StopAt(options.steps // 2))
     active = resume_run(stopped.id)
     losses = train(active.config, active).metrics.train_loss
     return {"compile": compile, "largest_difference": float((whole.metrics.train_loss - losses).abs().max())}
