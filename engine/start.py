@@ -452,17 +452,18 @@ def _continue_plan(plan: Plan, checkpoint: Checkpoint, *, same_text: bool) -> tu
     config = plan.config
     position = int(checkpoint.progress.get("position") or 0) if same_text else 0
     remaining = round(config.epochs * plan.windows - position, 6)
-    total_steps = checkpoint.step + max(0, math.ceil(remaining / plan.sequences_per_step))
-    if config.max_steps:
-        total_steps = min(total_steps, config.max_steps)
-    if total_steps <= checkpoint.step:
-        done = position / plan.windows
-        message = (
-            f"the branch would be over before it starts: its checkpoint is at step {checkpoint.step:,} and has "
-            f"{done:.4g} epochs behind it. Ask for more {flag('epochs')}"
-            + (f", and for more {flag('max_steps')}." if config.max_steps else ".")
-        )
-        raise ConfigError([Problem("epochs", message)])
+    by_epochs = checkpoint.step + max(0, math.ceil(remaining / plan.sequences_per_step))
+    over = "the branch would be over before it starts: its checkpoint"
+    problems = []
+    if by_epochs <= checkpoint.step:
+        message = f"{over} has {position / plan.windows:.4g} epochs behind it. Ask for more {flag('epochs')}."
+        problems.append(Problem("epochs", message))
+    if 0 < config.max_steps <= checkpoint.step:
+        message = f"{over} is at step {checkpoint.step:,}. Ask for more {flag('max_steps')}."
+        problems.append(Problem("max_steps", message))
+    if problems:
+        raise ConfigError(problems)
+    total_steps = min(by_epochs, config.max_steps or by_epochs)
     return dataclasses.replace(plan, total_steps=total_steps), position
 
 

@@ -377,6 +377,21 @@ def test_a_finished_run_is_diagnosed_and_can_be_branched(open_page: Open, make_r
     assert numbers(page)["Peak memory"] == "0.50 GiB"
 
 
+def test_differences_of_a_branch_are_listed_though_something_forbids_it(open_page: Open, make_run: Make) -> None:
+    add_checkpoint(make_run(DONE), 30)
+    page = open_page("pretraining", run=DONE)
+    changes = {"weight_decay": 0.2, "dropout": 2.0, "epochs": 0.1}
+    page.session_state["branch-names"] = list(changes)
+    for name, value in changes.items():
+        page.session_state[f"branch-{name}"] = value
+    page.button(key=f"branch-{DONE}").click().run()
+    expect_sound(page)
+    listed = texts(page).replace("\\", "")
+    assert [error.value.partition(":")[0] for error in page.error] == ["**Dropout**"]
+    assert "Weight decay**: 0.1 → 0.2" in listed and "Epochs**: 3 → 0.1" in listed
+    assert page.button(key="branch-go").disabled
+
+
 def test_an_exercise_sets_up_its_runs(open_page: Open) -> None:
     page = open_page("exercises")
     page.session_state["exercise-precision"] = True
