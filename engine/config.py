@@ -454,7 +454,9 @@ def option(name: str, value: Any) -> str:
     """A setting as one writes it on the command line, flag and value."""
     if isinstance(value, bool):
         return flag(name) if value else flag(name).replace("--", "--no-", 1)
-    return f"{flag(name)} {shlex.quote(_number(value) if isinstance(value, float) else str(value))}"
+    text = shlex.quote(_number(value) if isinstance(value, float) else str(value))
+    is_like_a_flag = isinstance(value, str) and value.startswith("-")
+    return f"{flag(name)}{'=' if is_like_a_flag else ' '}{text}"
 
 
 def _number(value: float) -> str:

@@ -203,10 +203,8 @@ def resolve_device(device: str, precision: str) -> tuple[str, str]:
     if device == "auto":
         device = "cuda" if count else "cpu"
     if device == "cpu":
-        if precision == "fp16":
-            raise ConfigError([Problem("precision", _FP16_ON_CPU)])
-        if precision == "fp8" and not has_fp8(device):
-            raise ConfigError([Problem("precision", _FP8_ON_CPU)])
+        if problems := problems_on_cpu(precision):
+            raise ConfigError(problems)
         return "cpu", "fp32" if precision == "auto" else precision
     index = int(device.partition(":")[2] or 0)
     if index >= count:
@@ -221,6 +219,15 @@ def resolve_device(device: str, precision: str) -> tuple[str, str]:
     if precision == "auto":
         precision = "bf16" if has_bf16(device) else "fp32"
     return f"cuda:{index}", precision
+
+
+def problems_on_cpu(precision: str) -> list[Problem]:
+    """Why a CPU does not train in a precision, where it does not. No torch."""
+    if precision == "fp16":
+        return [Problem("precision", _FP16_ON_CPU)]
+    if precision == "fp8" and not has_fp8("cpu"):
+        return [Problem("precision", _FP8_ON_CPU)]
+    return []
 
 
 _FP16_ON_CPU = (

@@ -6,6 +6,7 @@ bitsandbytes': the two moments of each weight in 8 bits, by blocks (Dettmers et 
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -31,6 +32,7 @@ def build_optimizer(model: nn.Module, name: str, *, learning_rate: float, weight
     named = list(model.named_parameters())
     if name == "adamw":
         return _adamw([weight for _, weight in named], learning_rate, weight_decay)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that it lacks for 4 bits
     try:
         import bitsandbytes
     except Exception as error:  # while it is imported it probes drivers and libraries, any of which may fail

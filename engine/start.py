@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from engine import environment
@@ -70,18 +70,19 @@ def open_text(config: TrainConfig) -> Text:
 
 
 def read_settings(values: Mapping[str, Any]) -> TrainConfig:
-    """`config.from_dict`, with unknown corpora told in the same breath.
+    """`config.from_dict`, with unknown corpora, and then what this machine lacks, told in the same breath.
 
     Raises:
         ConfigError: all problems together.
     """
-    problems = corpus_problems(values)
+    problems: list[Problem] = []
     try:
         config = from_dict(values)
     except ConfigError as error:
-        problems = error.problems + problems
+        problems = error.problems
+    problems = problems + corpus_problems(values)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(problems + device_problems(values, problems))
     return config
 
 
@@ -96,6 +97,22 @@ def corpus_problems(values: Mapping[str, Any]) -> list[Problem]:
             except CorpusError as error:
                 problems.append(Problem(field, str(error)))
     return problems
+
+
+def device_problems(values: Mapping[str, Any], known: Iterable[Problem] = ()) -> list[Problem]:
+    """What this machine lacks for the device and the precision that settings name. Loads torch.
+
+    Args:
+        known: problems of the same settings; where one is of these two, the machine is not asked.
+    """
+    asked = {name: values.get(name, SETTINGS[name].default) for name in ("device", "precision")}
+    if asked.keys() & {problem.field for problem in known}:
+        return []
+    try:
+        environment.resolve_device(**asked)
+    except ConfigError as error:
+        return error.problems
+    return []
 
 
 def with_official_validation(config: TrainConfig) -> TrainConfig:
@@ -140,7 +157,8 @@ def plan_run(config: TrainConfig, world: World = ALONE) -> tuple[Plan, Text]:
     """
     problems = check(config)
     if problems:
-        raise ConfigError(problems + corpus_problems(to_dict(config)))
+        values = to_dict(config)
+        raise ConfigError(problems + corpus_problems(values) + device_problems(values, problems))
     device, precision = config.device, config.precision
     with contextlib.suppress(CorpusError):  # `open_text` tells it beside the field
         config = with_official_validation(config)
@@ -415,9 +433,15 @@ def _plan_branch(run_id: str, step: int | None, changes: dict[str, Any], world: 
         old = dataclasses.replace(old, device=old.device.partition(":")[0])  # not one GPU, but one each
     if canonical_name(str(changes.get("corpus", old.corpus))) != old.corpus:
         changes = {"val_corpus": ""} | changes  # the old one's official validation text is not the new one's
-    config = read_settings(to_dict(old) | changes)
-    _refuse_architecture(old, config)
-    plan, text = plan_run(config, world)
+    values = to_dict(old) | changes
+    problems = _architecture_problems(old, values)
+    try:
+        plan, text = plan_run(read_settings(values), world)
+    except ConfigError as error:
+        told = {problem.field for problem in problems}
+        raise ConfigError(problems + [p for p in error.problems if p.field not in told]) from None
+    if problems:
+        raise ConfigError(problems)
     same_text = parent.info.get("corpus_sha256") == text.corpus.source_sha256
     plan, position = _continue_plan(plan, checkpoint, same_text=same_text)
     return _Branch(parent, checkpoint, changes, plan, text, position)
@@ -428,25 +452,26 @@ def _continue_plan(plan: Plan, checkpoint: Checkpoint, *, same_text: bool) -> tu
     config = plan.config
     position = int(checkpoint.progress.get("position") or 0) if same_text else 0
     remaining = round(config.epochs * plan.windows - position, 6)
-    total_steps = checkpoint.step + max(0, math.ceil(remaining / plan.sequences_per_step))
-    if config.max_steps:
-        total_steps = min(total_steps, config.max_steps)
-    if total_steps <= checkpoint.step:
-        done = position / plan.windows
-        message = (
-            f"the branch would be over before it starts: its checkpoint is at step {checkpoint.step:,} and has "
-            f"{done:.4g} epochs behind it. Ask for more {flag('epochs')}"
-            + (f", and for more {flag('max_steps')}." if config.max_steps else ".")
-        )
-        raise ConfigError([Problem("epochs", message)])
+    by_epochs = checkpoint.step + max(0, math.ceil(remaining / plan.sequences_per_step))
+    over = "the branch would be over before it starts: its checkpoint"
+    problems = []
+    if by_epochs <= checkpoint.step:
+        message = f"{over} has {position / plan.windows:.4g} epochs behind it. Ask for more {flag('epochs')}."
+        problems.append(Problem("epochs", message))
+    if 0 < config.max_steps <= checkpoint.step:
+        message = f"{over} is at step {checkpoint.step:,}. Ask for more {flag('max_steps')}."
+        problems.append(Problem("max_steps", message))
+    if problems:
+        raise ConfigError(problems)
+    total_steps = min(by_epochs, config.max_steps or by_epochs)
     return dataclasses.replace(plan, total_steps=total_steps), position
 
 
-def _refuse_architecture(old: TrainConfig, new: TrainConfig) -> None:
-    impossible = [name for name in differences(old, new) if SETTINGS[name].metadata["architecture"]]
-    if impossible:
-        why = "it decides the shapes of the weights, so a branch must keep it as it was ({}). Start a new run instead."
-        raise ConfigError([Problem(name, why.format(getattr(old, name))) for name in impossible])
+def _architecture_problems(old: TrainConfig, values: Mapping[str, Any]) -> list[Problem]:
+    """A problem for each change that weights of other shapes would need."""
+    why = "it decides the shapes of the weights, so a branch must keep it as it was ({}). Start a new run instead."
+    impossible = [n for n, f in SETTINGS.items() if f.metadata["architecture"] and values[n] != getattr(old, n)]
+    return [Problem(name, why.format(getattr(old, name))) for name in impossible]
 
 
 def checkpoint_of(run_id: str, step: int | None = None) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
@@ -68,18 +69,28 @@ def describe(checkpoint: Checkpoint) -> str:
 
 def _preview(shot: Snapshot, step: int, changes: dict[str, Any]) -> bool:
     """List what will differ and what it does; returns whether something forbids the branch."""
+    old = shared_out(shot.run)
     try:
         plan = plan_branch(shot.run.id, step, changes)
     except ConfigError as error:
         for problem in error.problems:
             message = plain(in_words_of_the_form(problem.message))
             st.error(f"**{plain(label(problem.field))}**: {message}", icon=":material/block:")
+        wrong = {problem.field for problem in error.problems}
+        _differences(old, replace(old, **{name: value for name, value in changes.items() if name not in wrong}))
         return True
     except LabError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return True
-    st.markdown(f"From step {step:,} to step {plan.total_steps:,}. What differs:")
-    for difference in differences_that_matter(shared_out(shot.run), plan.config):
-        before, after = plain(formats.setting(difference.old)), plain(formats.setting(difference.new))
-        st.markdown(f"- **{plain(label(difference.name))}**: {before} → {after}. {plain(difference.effect)}")
+    st.markdown(f"From step {step:,} to step {plan.total_steps:,}.")
+    _differences(old, plan.config)
     return False
+
+
+def _differences(old: TrainConfig, new: TrainConfig) -> None:
+    lines = []
+    for difference in differences_that_matter(old, new):
+        before, after = plain(formats.setting(difference.old)), plain(formats.setting(difference.new))
+        lines.append(f"- **{plain(label(difference.name))}**: {before} → {after}. {plain(difference.effect)}")
+    if lines:
+        st.markdown("\n".join(["What differs:", *lines]))

@@ -10,15 +10,15 @@ import streamlit as st
 from app.widgets import actions, formats
 from app.widgets.corpus_work import corpora_in_wait, get_ready
 from app.widgets.form_fields import ask_all, fill, in_words_of_the_form, is_untouched
-from app.widgets.form_outlook import outlook
+from app.widgets.form_outlook import memory, outlook
 from app.widgets.form_shortcuts import last_settings, shortcuts
 from app.widgets.guard import guard
 from app.widgets.machine import machine
 from engine import session
-from engine.config import SETTINGS, TrainConfig, command, differences, from_dict, label
+from engine.config import SETTINGS, TrainConfig, command, differences, label
 from engine.errors import ConfigError, Problem
 from engine.plan import Plan, cautions
-from engine.start import plan_run
+from engine.start import device_problems, plan_run, read_settings
 
 
 @st.fragment
@@ -31,19 +31,23 @@ def config_form() -> None:
     spots: dict[str, Any] = {}
     values = ask_all(spots)
     waiting = corpora_in_wait(values)
+    config = plan = None
     try:
-        config = from_dict(values)
+        config = read_settings(values)
+        problems = device_problems(values) if waiting else []
         plan = None if waiting else plan_run(config)[0]
     except ConfigError as error:
-        _show_problems(error.problems, spots)
-        plan = None
-    else:
-        if plan is None:
+        problems = error.problems
+    if problems:
+        _show_problems(problems, spots)
+    if plan is not None:
+        _show_choices(plan, config, spots)
+        _show_cautions(cautions(plan, machine().threads), spots)
+        outlook(plan, config)
+    elif config is not None:
+        if waiting:
             get_ready(waiting)
-        else:
-            _show_choices(plan, config, spots)
-            _show_cautions(cautions(plan, machine().threads), spots)
-            outlook(plan, config)
+        memory(config)
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button("Start", type="primary", icon=":material/play_arrow:", disabled=plan is None, key="start"):
             actions.launch(lambda: session.start(config))

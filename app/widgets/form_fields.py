@@ -73,7 +73,11 @@ def _ask_group(names: list[str], spots: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ask(f: Field[Any], key: str = "", value: Any = None) -> Any:
-    """One widget: its kind follows from the type of the default, the choices and the bounds."""
+    """One widget: its kind follows from the type of the default and the choices.
+
+    A number is taken out of its bounds too, for the engine to say what is wrong: a field with bounds would show such a
+    number in red and keep the one before, which a start would then take.
+    """
     meta = f.metadata
     value = f.default if value is None else value
     how = dict(label=label(f.name), help=meta["help"], key=key or f"setting-{f.name}", persist_state="session")
@@ -89,8 +93,6 @@ def _ask(f: Field[Any], key: str = "", value: Any = None) -> Any:
     whole = isinstance(f.default, int)
     kind = int if whole else float
     return st.number_input(
-        min_value=kind(meta["minimum"]),
-        max_value=kind(meta["maximum"]),
         **({} if is_set else {"value": kind(value)}),
         step=1 if whole else _STEPS.get(f.name, 0.05),
         format="%d" if whole else "%g",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import streamlit as st
 
@@ -13,8 +14,8 @@ from app.widgets.machine import machine
 from app.widgets.plot import plot
 from engine import session
 from engine.config import TrainConfig
-from engine.environment import GIB, has_bf16
-from engine.errors import LabError
+from engine.environment import GIB, has_bf16, resolve_device
+from engine.errors import ConfigError, LabError
 from engine.fit import what_would_fit
 from engine.memory import CARDS, Breakdown, estimate_memory
 from engine.pace import Pace, measure_pace, pace_of_earlier_runs
@@ -28,11 +29,11 @@ def outlook(plan: Plan, asked: TrainConfig) -> None:
     """The run in numbers.
 
     Args:
-        asked: the settings that the plan was made from, where `auto` is still open.
+        asked: the settings that the plan was made from.
     """
     _size(plan)
     _time(plan)
-    _memory(plan, asked)
+    memory(asked)
 
 
 def _size(plan: Plan) -> None:
@@ -45,6 +46,9 @@ def _size(plan: Plan) -> None:
         st.metric(
             "Effective batch",
             f"{config.tokens_per_step:,} tokens",
+            f"{config.sequences_per_step:,} sequence{'s' if config.sequences_per_step > 1 else ''}",
+            delta_color="off",
+            delta_arrow="off",
             help=f"What one step learns from: {config.sequences_per_step:,} × {config.model.context_length:,} tokens.",
         )
 
@@ -75,18 +79,26 @@ def _time(plan: Plan) -> None:
                 st.rerun(scope="fragment")
 
 
-def _memory(plan: Plan, asked: TrainConfig) -> None:
-    here = machine()
-    device = plan.config.device
+def memory(asked: TrainConfig) -> None:
+    """The memory of a run with these settings, whatever its text; nothing where this machine cannot train with them.
+
+    Args:
+        asked: checked settings, where `auto` may still be open.
+    """
+    try:
+        device, precision = resolve_device(asked.device, asked.precision)
+    except ConfigError:  # told beside its field
+        return
+    config, here = replace(asked, device=device, precision=precision), machine()
     limit = (here.memory_gib if device == "cpu" else here.device_memory_gib) * GIB
-    estimate = estimate_memory(plan.config, device, held=session.held_memory())
+    estimate = estimate_memory(config, device, held=session.held_memory())
     here_is = ("this machine" if device == "cpu" else "this GPU", limit / GIB)
     figure = charts.memory_figure(_gib(estimate), here_is, {} if device == "cpu" else _CARDS)
     what = f"of this {'computer' if device == 'cpu' else 'GPU'}'s {formats.size(limit)}"
     title = f"Memory: about {formats.size(estimate.total)} {what}, an estimate"
     plot(json.dumps(figure), key="plot-memory", height=150, title=title)
     if estimate.total > limit:
-        _what_would_fit(plan, device, estimate, limit)
+        _what_would_fit(config, estimate, limit)
     if device == "cpu":
         _on_a_card(asked)
 
@@ -107,11 +119,11 @@ def _on_a_card(asked: TrainConfig) -> None:
     plot(json.dumps(charts.memory_figure(_gib(needed), None, _CARDS)), key="plot-card-memory", height=150, title=title)
 
 
-def _what_would_fit(plan: Plan, device: str, estimate: Breakdown, limit: float) -> None:
+def _what_would_fit(config: TrainConfig, estimate: Breakdown, limit: float) -> None:
     """Say that memory will not do, and offer each change that would make it do."""
     short = f"This run needs about {formats.size(estimate.total)}, an estimate, and there are {formats.size(limit)}."
-    besides = estimate.total - estimate_memory(plan.config, device).total  # what the app's process holds more
-    changes = what_would_fit(plan.config, device, limit - besides, has_bf16=has_bf16(device))
-    ahead = "Each of these would fit:" if changes else "No settings fit."
+    besides = estimate.total - estimate_memory(config).total  # what the app's process holds more
+    changes = what_would_fit(config, config.device, limit - besides, has_bf16=has_bf16(config.device))
+    ahead = ("Each of these would fit:" if changes[1:] else "This would fit:") if changes else "No settings fit."
     st.error(f"{short} {ahead}", icon=":material/memory:")
     would_fit.offer([(change.settings, change.saving) for change in changes], change_fields, key="fit")

@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.cli.common import DONE, add_setting_flags, given_settings, run_command
 from engine.config import TrainConfig, flag, from_dict, option
-from engine.environment import has_bf16
+from engine.environment import has_bf16, problems_on_cpu, this_machine
 from engine.errors import ConfigError, Problem
 from engine.fit import Change, what_would_fit
 from engine.memory import CARDS, GIB, Breakdown, estimate_memory
@@ -57,10 +57,14 @@ def _read(options: argparse.Namespace) -> tuple[TrainConfig, float | None]:
     """The settings, and the limit in bytes; all problems together."""
     problems: list[Problem] = []
     config, limit = TrainConfig(), None
+    settings = given_settings(options)
     try:
-        config = from_dict(given_settings(options))
+        config = from_dict(settings)
     except ConfigError as error:
         problems += error.problems
+    device, precision = (settings.get(name, "auto") for name in ("device", "precision"))
+    if not {"device", "precision"} & {problem.field for problem in problems} and _device(device) == "cpu":
+        problems += problems_on_cpu(precision)
     if options.limit_gb is not None:
         try:
             limit = float(options.limit_gb) * 1e9
@@ -75,12 +79,14 @@ def _read(options: argparse.Namespace) -> tuple[TrainConfig, float | None]:
     return config, limit
 
 
+def _device(asked: str) -> str:
+    """The device that a setting means; to know what `auto` stands for here loads torch."""
+    return this_machine().device if asked == "auto" else asked
+
+
 def _ask_this_machine(config: TrainConfig, limit: float | None) -> tuple[TrainConfig, float]:
     """What `auto` stands for here, and how much memory there is; loads torch."""
-    from engine.environment import this_machine
-
-    here = this_machine()
-    device = here.device if config.device == "auto" else config.device
+    here, device = this_machine(), _device(config.device)
     memory = here.memory_gib if device == "cpu" or here.device == "cpu" else here.device_memory_gib
     if limit is None and device != "cpu" and here.device == "cpu":
         message = f"there is no GPU here to compare {device} with. Say its memory: --limit-gb 24."
@@ -111,7 +117,7 @@ def _print(estimate: Breakdown, limit: float, changes: list[Change], on_gpu: Bre
         print(f"It fits into the {limit / GIB:.2f} GiB there are.")
         return
     print(f"It does not fit into the {limit / GIB:.2f} GiB there are.", end=" ")
-    print("Each of these would:" if changes else "No settings do.")
+    print(("Each of these would:" if changes[1:] else "This would:") if changes else "No settings do.")
     for change in changes:
         flags = " ".join(option(name, value) for name, value in change.settings.items())
         print(f"  {flags}   saves {change.saving / GIB:.2f} GiB")

@@ -83,6 +83,7 @@ def test_the_form_says_what_the_run_will_be(open_page: Open) -> None:
     page.number_input(key="setting-batch_size").set_value(2).run()
     shown = {metric.label: metric.value for metric in page.metric}
     assert shown["Steps"] == "27" and shown["Effective batch"] == "512 tokens"
+    assert [metric.delta for metric in page.metric if metric.label == "Effective batch"] == ["2 sequences"]
 
 
 def test_the_form_has_a_widget_for_every_setting(open_page: Open) -> None:
@@ -100,14 +101,29 @@ def test_problems_stand_beside_their_fields_all_together(open_page: Open) -> Non
     page = open_page("pretraining")
     page.session_state["more-settings"] = True
     page.run()
-    page.number_input(key="setting-context_length").set_value(2048)
+    page.number_input(key="setting-context_length").set_value(3000)  # within the setting's bounds, not within nano's
     page.selectbox(key="setting-precision").set_value("fp16").run()
+    assert len([element for element in page.markdown if ":red[" in element.value]) == 2
+    page.number_input(key="setting-context_length").set_value(2048)
     page.number_input(key="setting-batch_size").set_value(4000).run()
     beside = [element.value for element in page.markdown if ":red[" in element.value]
     assert len(beside) == 2  # the precision, and the batch that the text cannot fill
     assert any("fp16" in text for text in beside) and any("Lower Batch size" in text for text in beside)
     assert "Precision" in page.error[0].value and "Batch size" in page.error[0].value
     assert page.button(key="start").disabled
+    expect_sound(page)
+
+
+def test_a_number_out_of_its_bounds_is_told_beside_it_and_not_replaced(open_page: Open) -> None:
+    page = open_page("pretraining")
+    page.number_input(key="setting-epochs").set_value(-3.0)
+    page.number_input(key="setting-batch_size").set_value(0)
+    page.number_input(key="setting-context_length").set_value(9000)
+    page.number_input(key="setting-learning_rate").set_value(1.5)
+    page.number_input(key="setting-seed").set_value(-1).run()
+    beside = [element.value for element in page.markdown if ":red[" in element.value]
+    assert len(beside) == 5 and all("out of range; it must be from" in text for text in beside)
+    assert page.number_input(key="setting-batch_size").value == 0 and page.button(key="start").disabled
     expect_sound(page)
 
 
@@ -296,6 +312,26 @@ def test_the_form_says_what_a_run_would_wait_for(open_page: Open) -> None:
     assert "must be downloaded first: about 1.81 GiB" in page.info[0].value.replace("\\", "")
     assert page.button(key="start").disabled
     assert page.button(key="get-ready-tinystories").label == "Download and prepare"
+    assert "Memory: about" in memory_title(page)  # known before a gigabyte is fetched
+    page.session_state["setting-precision"] = "fp16"
+    page.session_state["setting-device"] = "cpu"
+    page.run()
+    assert "Precision: fp16 trains on" in texts(page) and not memory_title(page)
+    assert page.button(key="get-ready-tinystories")
+
+
+def memory_title(page: AppTest) -> str:
+    """What stands above the bar of the form; empty where there is none."""
+    charts = [json.loads(c.proto.json).get("charts") for c in page.get("bidi_component") if c.proto.json]
+    return charts[0][0]["title"] if charts and charts[0] else ""
+
+
+def test_memory_is_told_of_a_batch_that_the_text_cannot_fill(open_page: Open) -> None:
+    page = open_page("pretraining")
+    before = memory_title(page)
+    page.number_input(key="setting-batch_size").set_value(64).run()
+    assert any("Lower Batch size" in element.value for element in page.markdown)
+    assert page.button(key="start").disabled and memory_title(page) not in ("", before)
 
 
 def test_the_form_estimates_memory_and_time_and_says_its_command(open_page: Open) -> None:
@@ -320,9 +356,11 @@ def test_the_form_estimates_memory_and_time_and_says_its_command(open_page: Open
 
 
 def test_the_last_used_settings_come_back(open_page: Open, make_run: Make) -> None:
-    make_run(DONE, requested={"batch_size": 3, "epochs": 7.0, "unknown": 1, "seed": "no number"})
+    foreign = {"unknown": 1, "seed": "no number", "precision": "int4", "config": "vast", "grad_accum_steps": 10**9}
+    make_run(DONE, requested={"batch_size": 3, "epochs": 7.0, **foreign})
     page = open_page("pretraining")
     page.session_state[f"new-run-{DONE}"] = True
+    page.session_state["more-settings"] = True
     page.run()
     expect_sound(page)
     assert page.number_input(key="setting-batch_size").value == 3
@@ -337,6 +375,21 @@ def test_a_finished_run_is_diagnosed_and_can_be_branched(open_page: Open, make_r
     titles = " ".join(finding["title"] for finding in component(page, "lab_numbers")["findings"])
     assert any(word in titles for word in ("Goes well", "Too short to tell", "Nothing stands out", "barely"))
     assert numbers(page)["Peak memory"] == "0.50 GiB"
+
+
+def test_differences_of_a_branch_are_listed_though_something_forbids_it(open_page: Open, make_run: Make) -> None:
+    add_checkpoint(make_run(DONE), 30)
+    page = open_page("pretraining", run=DONE)
+    changes = {"weight_decay": 0.2, "dropout": 2.0, "epochs": 0.1}
+    page.session_state["branch-names"] = list(changes)
+    for name, value in changes.items():
+        page.session_state[f"branch-{name}"] = value
+    page.button(key=f"branch-{DONE}").click().run()
+    expect_sound(page)
+    listed = texts(page).replace("\\", "")
+    assert [error.value.partition(":")[0] for error in page.error] == ["**Dropout**"]
+    assert "Weight decay**: 0.1 → 0.2" in listed and "Epochs**: 3 → 0.1" in listed
+    assert page.button(key="branch-go").disabled
 
 
 def test_an_exercise_sets_up_its_runs(open_page: Open) -> None:

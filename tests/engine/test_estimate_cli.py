@@ -56,6 +56,18 @@ def test_all_mistakes_are_told_together(capsys: pytest.CaptureFixture[str]) -> N
     assert [line.partition(":")[0] for line in said] == ["--batch-size", "--precision", "--limit-gb", "--processes"]
 
 
+def test_a_precision_that_a_cpu_does_not_train_in_is_refused_as_by_a_training(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for precision in ("fp16", "fp8"):
+        assert main(["--precision", precision, "--device", "cpu", "--batch-size", "0", "--limit-gb", "8"]) == 2
+        said = capsys.readouterr()
+        assert [line.partition(":")[0] for line in said.err.splitlines()] == ["--batch-size", "--precision"]
+        assert f"{precision} trains on a" in said.err and not said.out
+        assert main(["--precision", precision, "--device", "cuda", "--limit-gb", "8"]) == 0  # what a card would need
+        assert "nano on cuda" in capsys.readouterr().out
+
+
 def test_with_device_and_limit_it_needs_no_torch() -> None:
     code = (
         "import sys; from engine.cli.estimate import main; main(['--device', 'cuda', '--limit-gb', '8']);"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,11 @@ def test_matrices_decay_and_nothing_else_does(name: str) -> None:
     for n, p in model.named_parameters():
         factor = 0.95 if p.dim() >= 2 else 1.0
         torch.testing.assert_close(p.detach(), before[n] * factor, msg=n)
+
+
+def test_a_training_is_not_warned_of_what_it_does_not_use() -> None:
+    build("adamw_8bit")
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
 
 
 @pytest.mark.parametrize("name", NAMES)

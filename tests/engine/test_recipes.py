@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import shlex
 from dataclasses import replace
 
 import pytest
 
+from engine.cli.common import add_setting_flags, given_settings
 from engine.config import PRESETS, TrainConfig, command, from_dict, to_dict
 from engine.memory import estimate_memory
 from engine.recipes import RECIPES, SHARE, SMALL_GPU, Machine
@@ -51,3 +54,13 @@ def test_the_command_line_says_the_settings() -> None:
     assert "--learning-rate 0.000123456789" in words
     assert "--gradient-checkpointing" in words and "--no-tie-embeddings" in words
     assert command(TrainConfig()) == "python -m engine.train"
+
+
+@pytest.mark.parametrize("prompt", ["-e", "--json", "- he said", "-1", 'it\'s\n"so"', "$HOME `id`"])
+def test_the_command_line_is_read_as_the_settings_it_was_made_of(prompt: str) -> None:
+    config = TrainConfig(sample_prompt=prompt, eval_every=-1, epochs=0.1, gradient_checkpointing=True)
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_setting_flags(parser)
+    words = shlex.split(command(config))
+    assert words[:3] == ["python", "-m", "engine.train"]
+    assert from_dict(given_settings(parser.parse_args(words[3:]))) == config

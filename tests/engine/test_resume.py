@@ -177,7 +177,11 @@ def test_branch_starts_at_the_checkpoint_and_records_its_parent(capsys: pytest.C
     said = capsys.readouterr().err
     assert "--config: it decides the shapes" in said
     assert "--tie-embeddings: it decides the shapes" in said
-    assert "over before it starts" in said
+    assert "--max-steps: the branch would be over before it starts: its checkpoint is at step 4. Ask for more" in said
+    assert "--epochs" not in said  # there are enough of them
+    assert main(["--branch", parent.id, "--max-steps", "4", "--epochs", "0.001"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["--epochs", "--max-steps"]
 
 
 def test_an_unchanged_branch_continues_like_its_parent(after_step: dict[int, Callable[[], None]]) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from engine import TrainConfig, train
 from engine.cli.train import main
+from engine.config import to_dict
 from engine.corpora import jobs, ladder, open_tokens
 from engine.corpora.ladder import cached_ladder
 from engine.corpora.progress import CancelledError, Progress, Stage
@@ -21,7 +22,7 @@ from engine.errors import ConfigError, CorpusError
 from engine.files import write_json
 from engine.paths import PROJECT
 from engine.run import Run, load_run
-from engine.start import QUICK_LADDER, branch_run, new_run, plan_run, tokenize, with_official_validation
+from engine.start import QUICK_LADDER, branch_run, new_run, plan_run, read_settings, tokenize, with_official_validation
 
 AddCorpus = Callable[[str, str], Path]
 
@@ -140,6 +141,19 @@ def test_all_that_is_missing_is_told_together() -> None:
     assert [problem.field for problem in caught.value.problems] == ["corpus", "val_corpus"]
 
 
+def test_what_the_machine_lacks_is_told_with_what_else_is_wrong() -> None:
+    settings = to_dict(SMALL) | {"corpus": "nowhere", "batch_size": 0, "precision": "fp16", "device": "cpu"}
+    with pytest.raises(ConfigError) as caught:
+        read_settings(settings)
+    assert [problem.field for problem in caught.value.problems] == ["batch_size", "corpus", "precision"]
+    with pytest.raises(ConfigError) as caught:
+        new_run(TrainConfig(**settings))
+    assert [problem.field for problem in caught.value.problems] == ["batch_size", "corpus", "precision"]
+    with pytest.raises(ConfigError) as caught:
+        read_settings(settings | {"device": "abacus"})  # the machine cannot be asked for it
+    assert [problem.field for problem in caught.value.problems] == ["batch_size", "device", "corpus"]
+
+
 # ------------------------------------------------------------------------------------------------ branches
 
 
@@ -168,6 +182,17 @@ def test_a_branch_takes_the_validation_of_its_own_corpus(parent: Run) -> None:
         run = branched(parent, **changes)
         assert run.config.val_corpus == "wikitext2_validation"
         assert "val_corpus" not in run.info["parent"]["changes"]
+
+
+def test_all_that_forbids_a_branch_is_told_together(parent: Run) -> None:
+    changes = {"config": "small", "context_length": 8192, "corpus": "nowhere", "precision": "fp16", "epochs": 0.0}
+    with pytest.raises(ConfigError) as caught:
+        branch_run(parent.id, None, changes)
+    fields = [problem.field for problem in caught.value.problems]
+    assert fields == ["config", "context_length", "epochs", "corpus", "precision"]
+    assert "start a new run" in caught.value.problems[0].message.lower()
+    with pytest.raises(ConfigError, match="it decides the shapes of the weights"):
+        branch_run(parent.id, None, {"tie_embeddings": False})
 
 
 def test_what_was_asked_of_a_branch_is_what_was_asked_of_its_parent_and_the_changes(parent: Run) -> None:
