@@ -56,6 +56,7 @@ class Curves:
     Attributes:
         warmup: the last step at which the learning rate still rises.
         fresh: whether the curve begins with untrained weights; a branch's does not.
+        over: whether the run's last step is measured.
     """
 
     config: TrainConfig
@@ -67,6 +68,7 @@ class Curves:
     warmup: int
     fresh: bool
     diverged: bool
+    over: bool
     device: str
 
 
@@ -125,6 +127,7 @@ def _read(
         warmup=warmup,
         fresh=len(train) > 0 and train.steps[0] <= FIRST_STEPS,
         diverged=diverged or ended_in_nan,
+        over=len(train) > 0 and train.last_step >= total_steps,
         device=device,
     )
 
@@ -485,7 +488,8 @@ def goes_well(c: Curves) -> Finding | None:
     passed = _rung_passed(c)
     if passed:
         evidence += f"; below the {passed[0]} rung ({passed[1]:.2f}) since step {passed[2]:,}"
-    advice = "Let it run; compare samples at equal steps with other runs to see what the numbers mean."
+    advice = "compare samples at equal steps with other runs to see what the numbers mean."
+    advice = advice.capitalize() if c.over else f"Let it run; {advice}"
     return Finding("well", "good", "Goes well", evidence + ".", advice, (), int(c.train.steps[0]))
 
 
@@ -509,7 +513,8 @@ def undecided(c: Curves) -> Finding:
     few = rows < SHORTEST  # then levels at both ends would be medians of the same steps
     begin, end = (c.train.values[0], c.train.values[-1]) if few and rows else (c.train.start, c.train.end)
     evidence += f"; the training loss went from {begin:.2f} to {end:.2f}." if rows else "."
-    advice = "Let it go on: a few dozen steps past the warm-up are needed to tell." if short else "Let it go on."
+    advice = "Train for longer" if c.over else "Let it go on"
+    advice += ": a few dozen steps past the warm-up are needed to tell." if short else "."
     title, settings = ("Too short to tell", ("epochs", "max_steps")) if short else ("Nothing stands out", ())
     return Finding("undecided", "note", title, evidence, advice, settings, c.train.last_step)
 

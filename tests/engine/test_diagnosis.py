@@ -313,6 +313,13 @@ def test_passes_of_nano_on_an_h100_are_told_from_those_of_larger_batches() -> No
 # ------------------------------------------------------------------------------------------------- any table
 
 
+def test_a_run_that_is_over_is_not_told_to_go_on() -> None:
+    for metrics in (table(power_law(1000)), table(power_law(6))):
+        (over,), (going,) = say(metrics).values(), say(metrics, total_steps=2000).values()
+        assert over.kind == going.kind and over.evidence == going.evidence
+        assert "Let it" in going.advice and "Let it" not in over.advice
+
+
 def test_what_goes_well_is_told_with_its_rung() -> None:
     val = measured_every(power_law(1000), 50)
     finding = say(table(power_law(1000), val_loss=val), ladder=LADDER)["well"]
