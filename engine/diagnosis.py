@@ -398,11 +398,11 @@ def clipping(c: Curves) -> Finding | None:
     if share < CLIPPED_SHARE:
         return None
     evidence = (
-        f"In {share:.0%} of the {len(norms):,} steps after the warm-up the gradient was longer than grad_clip = "
+        f"In {share:.0%} of the {len(norms):,} steps after the warm-up the gradient was longer than the limit of "
         f"{limit:g} (norm {norms.middle:.2g} in the median) and was shortened to it."
     )
     advice = (
-        "Clipping is meant for the odd batch: raise grad_clip, or take larger batches, whose gradients are shorter."
+        "Clipping is meant for the odd batch: raise the limit, or take larger batches, whose gradients are shorter."
     )
     settings = ("grad_clip", "batch_size", "grad_accum_steps")
     return Finding("clipping", "note", "Clipped all the time", evidence, advice, settings, int(norms.steps[0]))
@@ -459,7 +459,9 @@ def small_batches(c: Curves) -> Finding | None:
         f"A forward and backward pass over {tokens:,} tokens takes {seconds * 1e3:.1f} ms, and the work "
         f"of {layers} layers takes about as long whatever the batch is, so the GPU may be waiting."
     )
-    advice = f"Try batch_size {c.config.batch_size * 2}: if tokens/s rise clearly, this was the limit; else it was not."
+    advice = (
+        f"Try a batch size of {c.config.batch_size * 2}: if tokens/s rise clearly, this was the limit; else it was not."
+    )
     settings = ("batch_size", "grad_accum_steps")
     return Finding("small_batches", "note", "Batches may be too small for the GPU", evidence, advice, settings, 1)
 

@@ -292,7 +292,7 @@ def test_small_batches_are_noted_on_a_gpu_and_never_on_a_cpu() -> None:
     config = TrainConfig(batch_size=4, warmup_steps=20, compile="off")
     metrics = table(power_law(100), tokens_per_s=rate)
     finding = say(metrics, config, device="cuda:0")["small_batches"]
-    assert finding.severity == "note" and "batch_size 8" in finding.advice and "11.4 ms" in finding.evidence
+    assert finding.severity == "note" and "batch size of 8" in finding.advice and "11.4 ms" in finding.evidence
     assert "small_batches" not in say(metrics, config, device="cpu")
     assert "small_batches" not in say(metrics, TrainConfig(batch_size=4), device="cuda")  # a graph waits for no host
     busy = TrainConfig(batch_size=64, warmup_steps=20, compile="off")  # 180 ms a pass
