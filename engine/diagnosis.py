@@ -56,6 +56,7 @@ class Curves:
     Attributes:
         warmup: the last step at which the learning rate still rises.
         fresh: whether the curve begins with untrained weights; a branch's does not.
+        over: whether the run's last step is measured.
     """
 
     config: TrainConfig
@@ -67,6 +68,7 @@ class Curves:
     warmup: int
     fresh: bool
     diverged: bool
+    over: bool
     device: str
 
 
@@ -125,6 +127,7 @@ def _read(
         warmup=warmup,
         fresh=len(train) > 0 and train.steps[0] <= FIRST_STEPS,
         diverged=diverged or ended_in_nan,
+        over=len(train) > 0 and train.last_step >= total_steps,
         device=device,
     )
 
@@ -395,11 +398,11 @@ def clipping(c: Curves) -> Finding | None:
     if share < CLIPPED_SHARE:
         return None
     evidence = (
-        f"In {share:.0%} of the {len(norms):,} steps after the warm-up the gradient was longer than grad_clip = "
+        f"In {share:.0%} of the {len(norms):,} steps after the warm-up the gradient was longer than the limit of "
         f"{limit:g} (norm {norms.middle:.2g} in the median) and was shortened to it."
     )
     advice = (
-        "Clipping is meant for the odd batch: raise grad_clip, or take larger batches, whose gradients are shorter."
+        "Clipping is meant for the odd batch: raise the limit, or take larger batches, whose gradients are shorter."
     )
     settings = ("grad_clip", "batch_size", "grad_accum_steps")
     return Finding("clipping", "note", "Clipped all the time", evidence, advice, settings, int(norms.steps[0]))
@@ -456,7 +459,9 @@ def small_batches(c: Curves) -> Finding | None:
         f"A forward and backward pass over {tokens:,} tokens takes {seconds * 1e3:.1f} ms, and the work "
         f"of {layers} layers takes about as long whatever the batch is, so the GPU may be waiting."
     )
-    advice = f"Try batch_size {c.config.batch_size * 2}: if tokens/s rise clearly, this was the limit; else it was not."
+    advice = (
+        f"Try a batch size of {c.config.batch_size * 2}: if tokens/s rise clearly, this was the limit; else it was not."
+    )
     settings = ("batch_size", "grad_accum_steps")
     return Finding("small_batches", "note", "Batches may be too small for the GPU", evidence, advice, settings, 1)
 
@@ -485,7 +490,8 @@ def goes_well(c: Curves) -> Finding | None:
     passed = _rung_passed(c)
     if passed:
         evidence += f"; below the {passed[0]} rung ({passed[1]:.2f}) since step {passed[2]:,}"
-    advice = "Let it run; compare samples at equal steps with other runs to see what the numbers mean."
+    advice = "compare samples at equal steps with other runs to see what the numbers mean."
+    advice = advice.capitalize() if c.over else f"Let it run; {advice}"
     return Finding("well", "good", "Goes well", evidence + ".", advice, (), int(c.train.steps[0]))
 
 
@@ -509,7 +515,8 @@ def undecided(c: Curves) -> Finding:
     few = rows < SHORTEST  # then levels at both ends would be medians of the same steps
     begin, end = (c.train.values[0], c.train.values[-1]) if few and rows else (c.train.start, c.train.end)
     evidence += f"; the training loss went from {begin:.2f} to {end:.2f}." if rows else "."
-    advice = "Let it go on: a few dozen steps past the warm-up are needed to tell." if short else "Let it go on."
+    advice = "Train for longer" if c.over else "Let it go on"
+    advice += ": a few dozen steps past the warm-up are needed to tell." if short else "."
     title, settings = ("Too short to tell", ("epochs", "max_steps")) if short else ("Nothing stands out", ())
     return Finding("undecided", "note", title, evidence, advice, settings, c.train.last_step)
 

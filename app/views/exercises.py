@@ -1,6 +1,6 @@
 """Exercises: the guide's suggested runs and its four experiments, set up with one click and read when they are done."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import streamlit as st
@@ -61,14 +61,14 @@ def _runs(setup: Setup, found: dict[str, Run]) -> None:
             else:
                 run_parts.state_badge(snapshot(run).state)
                 actions.run_link(run.id, planned.name)
-            st.caption(_words({k: v for k, v in planned.settings.items() if k not in shared}), width="content")
+            st.caption(_words(planned.settings, without=shared), width="content")
     st.caption(f"Settings{' of each' if others else ''}: {_words(shared)}")
 
 
-def _words(settings: Mapping[str, Any]) -> str:
+def _words(settings: Mapping[str, Any], *, without: Iterable[str] = ()) -> str:
     """Settings as one reads them; what is turned off, and the limit that is never reached, need no words."""
-    idle = {"epochs"} if settings.get("max_steps") else set()
-    named = {name: value for name, value in settings.items() if name in SETTINGS and name not in idle}
+    unsaid = {*without, *(["epochs"] if settings.get("max_steps") else [])}
+    named = {name: value for name, value in settings.items() if name in SETTINGS and name not in unsaid}
     return plain(", ".join(f"{label(name).lower()} {value}" for name, value in named.items() if value not in (0, -1)))
 
 
@@ -76,7 +76,7 @@ def _start(exercise: Exercise, setup: Setup, found: dict[str, Run]) -> None:
     """One button for all runs that are not done yet."""
     missing = [find_corpus(name) for name in setup.missing]
     if missing:
-        corpus_work.get_ready(missing)
+        corpus_work.get_ready(missing, key=exercise.key)
         return
     wanted = [run for run in setup.runs if run.role not in found or snapshot(found[run.role]).state != "completed"]
     going = any(snapshot(run).is_active for run in found.values())

@@ -46,7 +46,7 @@ def config_form() -> None:
         outlook(plan, config)
     elif config is not None:
         if waiting:
-            get_ready(waiting)
+            get_ready(waiting, key="form")
         memory(config)
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button("Start", type="primary", icon=":material/play_arrow:", disabled=plan is None, key="start"):

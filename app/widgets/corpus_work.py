@@ -74,8 +74,12 @@ def corpora_in_wait(values: Mapping[str, Any]) -> list[Corpus]:
 
 @st.fragment(run_every=1.0)
 @guard()
-def get_ready(corpora: list[Corpus]) -> None:
-    """Say what a run waits for, and offer to do it."""
+def get_ready(corpora: list[Corpus], *, key: str) -> None:
+    """Say what a run waits for, and offer to do it.
+
+    Args:
+        key: begins the button's key; a page may offer the same corpus twice.
+    """
     if all(is_ready(corpus) for corpus in corpora):
         st.rerun()
     for corpus in corpora:
@@ -95,7 +99,7 @@ def get_ready(corpora: list[Corpus]) -> None:
     else:
         st.info(f"{names} must be tokenized first. This is done once.")
         label, icon = "Tokenize", ":material/token:"
-    if st.button(label, icon=icon, key=f"get-ready-{corpora[0].name}"):
+    if st.button(label, icon=icon, key=f"{key}-get-ready"):
         jobs.start([corpus.name for corpus in reversed(corpora)])  # validation first, for the loss ladder
         st.rerun(scope="fragment")
 

@@ -41,8 +41,8 @@ PANELS = {  # column -> title, unit, format of a value, meaning
         "Memory",
         "GiB",
         ",.2f",
-        "The most so far: on a GPU what was allocated, on a CPU what the process held. The line is the estimate made "
-        "before the start.",
+        "The most since the start or the last resume: on a GPU what was allocated, on a CPU what the process held. The "
+        "line is the estimate made before.",
     ),
 }
 

@@ -311,13 +311,13 @@ def test_the_form_says_what_a_run_would_wait_for(open_page: Open) -> None:
     expect_sound(page)
     assert "must be downloaded first: about 1.81 GiB" in page.info[0].value.replace("\\", "")
     assert page.button(key="start").disabled
-    assert page.button(key="get-ready-tinystories").label == "Download and prepare"
+    assert page.button(key="form-get-ready").label == "Download and prepare"
     assert "Memory: about" in memory_title(page)  # known before a gigabyte is fetched
     page.session_state["setting-precision"] = "fp16"
     page.session_state["setting-device"] = "cpu"
     page.run()
     assert "Precision: fp16 trains on" in texts(page) and not memory_title(page)
-    assert page.button(key="get-ready-tinystories")
+    assert page.button(key="form-get-ready")
 
 
 def memory_title(page: AppTest) -> str:
@@ -396,11 +396,13 @@ def test_an_exercise_sets_up_its_runs(open_page: Open) -> None:
     page = open_page("exercises")
     page.session_state["exercise-precision"] = True
     page.session_state["exercise-memorisation"] = True
+    page.session_state["exercise-first"] = True
     page.run()
     expect_sound(page)
     labels = [button.label for button in page.button]
-    assert "Start these 2 runs" in labels and "Download and prepare" in labels
-    assert "bf16" in texts(page)
+    assert "Start these 2 runs" in labels
+    assert labels.count("Download and prepare") == 2, "two exercises wait for the same corpus"
+    assert "bf16" in texts(page) and "epochs" not in texts(page)
 
 
 def test_changes_that_fit_are_one_click_each(

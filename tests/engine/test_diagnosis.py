@@ -292,7 +292,7 @@ def test_small_batches_are_noted_on_a_gpu_and_never_on_a_cpu() -> None:
     config = TrainConfig(batch_size=4, warmup_steps=20, compile="off")
     metrics = table(power_law(100), tokens_per_s=rate)
     finding = say(metrics, config, device="cuda:0")["small_batches"]
-    assert finding.severity == "note" and "batch_size 8" in finding.advice and "11.4 ms" in finding.evidence
+    assert finding.severity == "note" and "batch size of 8" in finding.advice and "11.4 ms" in finding.evidence
     assert "small_batches" not in say(metrics, config, device="cpu")
     assert "small_batches" not in say(metrics, TrainConfig(batch_size=4), device="cuda")  # a graph waits for no host
     busy = TrainConfig(batch_size=64, warmup_steps=20, compile="off")  # 180 ms a pass
@@ -311,6 +311,13 @@ def test_passes_of_nano_on_an_h100_are_told_from_those_of_larger_batches() -> No
 
 
 # ------------------------------------------------------------------------------------------------- any table
+
+
+def test_a_run_that_is_over_is_not_told_to_go_on() -> None:
+    for metrics in (table(power_law(1000)), table(power_law(6))):
+        (over,), (going,) = say(metrics).values(), say(metrics, total_steps=2000).values()
+        assert over.kind == going.kind and over.evidence == going.evidence
+        assert "Let it" in going.advice and "Let it" not in over.advice
 
 
 def test_what_goes_well_is_told_with_its_rung() -> None:
