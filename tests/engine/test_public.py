@@ -49,8 +49,18 @@ def test_every_public_name_is_there_and_nothing_else_is_promised() -> None:
         exec("from engine import nothing")
 
 
-NEEDS_TORCH = {"accelerate", "distributed", "evaluate", "float8", "follow", "loss", "loss_cuda", "model", "optimizer"}
-NEEDS_TORCH |= {"step"}
+NEEDS_TORCH = {
+    "accelerate",
+    "distributed",
+    "evaluate",
+    "float8",
+    "follow",
+    "loss",
+    "loss_cuda",
+    "model",
+    "optimizer",
+    "step",
+}
 CHEAP = sorted({p.stem for p in ENGINE.glob("*.py")} - NEEDS_TORCH - {"__init__"})
 CHEAP += ["corpora", "cli.train", "cli.runs", "cli.generate", "cli.export"]
 
