@@ -16,9 +16,11 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-# Arrow reads these when it is loaded: it is to take memory as it needs it, not a gigabyte at once, and to give it back.
+# Arrow reads these when it is loaded: it is to take memory as it needs it, not a gigabyte at once, and to give back
+# what nobody took again for a second. Sooner, it would take the same pages from the system over and over while it
+# reads.
 os.environ.setdefault("MIMALLOC_ARENA_EAGER_COMMIT", "0")
-os.environ.setdefault("MIMALLOC_PURGE_DELAY", "0")
+os.environ.setdefault("MIMALLOC_PURGE_DELAY", "1000")
 # And torch's threads this: one that waits for another looks for some microseconds, then sleeps. By default it looks for
 # milliseconds, which is no faster, and several times slower where somebody else wants the cores too.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from engine import archive_checks as checks
 from engine.checkpoint import FILES, Checkpoint, list_checkpoints, verify
@@ -34,7 +33,7 @@ from engine.files import fsync_folder, read_json, write_json
 from engine.metrics import METRICS, SAMPLES
 from engine.paths import runs_dir
 from engine.run import Run, now, run_lock
-from engine.tables import read_rows
+from engine.tables import read_rows, write_parquet
 
 MIB = 2**20
 CHUNK = MIB  # bytes in memory at a time
@@ -87,7 +86,7 @@ def write_archive(run: Run, path: Path, steps: Collection[int] | None = None) ->
         _add_text(archive, "events.jsonl", "".join(json.dumps(vars(event)) + "\n" for event in run.events))
         for name, schema in (("metrics", METRICS), ("samples", SAMPLES)):
             sink = pa.BufferOutputStream()
-            pq.write_table(read_rows(run.folder, name, schema), sink)
+            write_parquet(read_rows(run.folder, name, schema), sink)
             _add_text(archive, f"{name}.parquet", sink.getvalue().to_pybytes())
         for checkpoint in found:
             if not _add_checkpoint(archive, checkpoint):

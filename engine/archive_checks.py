@@ -38,7 +38,7 @@ MOST_OUTLINE = 2**20  # bytes of what a Parquet file tells of itself; a run's ta
 MOST_HEADER = 2 * 2**20  # bytes of the names and shapes of tensors; those of xlarge take 100,000
 MOST_MEMORY = 3 * 2**30  # bytes for reading a table of the most rows
 MOST_SECONDS = 300
-_CODECS = {"SNAPPY", "UNCOMPRESSED"}  # what the lab writes; neither turns a small file into an endless one
+_CODECS = {"LZ4", "SNAPPY", "UNCOMPRESSED"}  # what the lab writes or wrote; none makes more than 255 bytes of one
 _TIMES = (0, 253_402_300_799_999)  # ms, 1970 to 9999
 
 _INFO = {  # run.json: what it must hold, and of which kind

@@ -116,10 +116,13 @@ def held_bytes() -> int:
 
 
 def give_back_memory() -> None:
-    """Return what was freed to the system, where the C library (glibc) keeps it: an app trains many runs."""
+    """Return what was freed to the system, where the C library (glibc) or Arrow keep it: an app trains and reads many
+    runs."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+    if arrow := sys.modules.get("pyarrow"):
+        arrow.default_memory_pool().release_unused()
 
 
 def has_bf16(device: str) -> bool:

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
 from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -28,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.bench.browser import QUIET, App, chromium
 from engine.config import TrainConfig, to_dict
 from engine.metrics import METRICS
+from engine.tables import write_parquet
 
 
 def write_runs(folder: Path, runs: int, rows: int) -> list[str]:
@@ -58,7 +58,7 @@ def write_run(folder: Path, number: int, rows: int, *, after: int = 0, **info: A
     config = to_dict(TrainConfig(context_length=256, learning_rate=1e-3 * (number + 1), device="cpu"))
     described = {"name": f"Run {number}", "state": "completed", "config": config, "total_steps": after + rows, **info}
     (run / "run.json").write_text(json.dumps(described))
-    pq.write_table(pa.table(columns, schema=METRICS), run / "metrics.parquet")
+    write_parquet(pa.table(columns, schema=METRICS), run / "metrics.parquet")
     return run.name
 
 

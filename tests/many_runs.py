@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from engine.config import PRESETS, TrainConfig, to_dict
 from engine.metrics import METRICS
+from engine.tables import write_parquet
 
 STATES = ("completed", "completed", "completed", "stopped", "failed", "running")  # the last: interrupted, nobody has it
 CORPORA = ("verdict", "tinystories", "wikitext2", "shakespeare")
@@ -84,7 +84,7 @@ def _metrics(rows: int) -> bytes:
         "tokens_per_s": pa.array(np.full(rows, 1234.0)),
     }
     file = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=METRICS), file)
+    write_parquet(pa.table(columns, schema=METRICS), file)
     return file.getvalue()
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from engine.config import TrainConfig, from_dict, to_dict
 from engine.metrics import METRICS
 from engine.paths import runs_dir
 from engine.plan import make_plan
 from engine.run import ActiveRun, new_info
+from engine.tables import write_parquet
 
 ROW: dict[str, Any] = dict(learning_rate=0.001, tokens_per_s=1800.0, memory_gib=0.8)
 
@@ -28,7 +28,7 @@ def written_run(steps: int, *, total_steps: int = 200_000, state: str = "running
     folder.mkdir()
     if steps:
         table = pa.Table.from_pandas(_rows(np.arange(1, steps + 1)), schema=METRICS, preserve_index=False)
-        pq.write_table(table, folder / "metrics.parquet")
+        write_parquet(table, folder / "metrics.parquet")
     run = ActiveRun(run_id, plan, new_info(run_id, plan, name="A written run")).open()
     run.set_state(state)
     return run

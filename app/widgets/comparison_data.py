@@ -16,6 +16,7 @@ from app.widgets.charts import View
 from app.widgets.comparison_charts import RunCurve, drawn_columns, overlay_figure, run_curve
 from engine.compare import Comparison, compare
 from engine.corpora.ladder import cached_ladder
+from engine.environment import give_back_memory
 from engine.errors import RunError
 from engine.history import Load, ancestors, history
 from engine.run import Run, load_run
@@ -92,7 +93,9 @@ def _load(states: Sequence[State]) -> Load:
 @lru_cache(maxsize=4)
 def compared(chosen: Choice) -> Comparison:
     """Settings and results of the runs."""
-    return compare(chosen.ids, load=_load([state for states in chosen.states for state in states]))
+    found = compare(chosen.ids, load=_load([state for states in chosen.states for state in states]))
+    give_back_memory()
+    return found
 
 
 @lru_cache(maxsize=16)
@@ -102,6 +105,7 @@ def overlay(chosen: Choice, column: str, view: View, rungs: Rungs) -> str:
     with ThreadPoolExecutor(THREADS) as pool:  # reading and averaging leave Python's lock to others
         curves = pool.map(lambda states: _curve(states, column, view.x, view.smoothing, runs), chosen.states)
         by_id = dict(zip(chosen.ids, curves, strict=True))
+    give_back_memory()  # columns of millions of rows, of which some thousand points are left
     return json.dumps(overlay_figure(by_id, chosen.names, column, view, rungs))
 
 

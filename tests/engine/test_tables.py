@@ -346,6 +346,19 @@ def test_a_column_that_is_damaged_hides_the_file_from_its_readers_alone(
     assert len(read_table(tmp_path, "t", SCHEMA)[0]) == 0
 
 
+def test_steps_are_kept_as_differences_and_what_was_written_before_that_is_read(tmp_path: Path) -> None:
+    """A million steps take a few kilobytes, and are read in a fraction of the time."""
+    writer = TableWriter(tmp_path, "t", SCHEMA)
+    writer._rows = [row(step, loss=step / 7) for step in range(1, 5001)]
+    writer.compact()
+    group = pq.ParquetFile(tmp_path / "t.parquet").metadata.row_group(0)
+    column = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    assert "DELTA_BINARY_PACKED" in column["step"].encodings and column["step"].total_compressed_size < 2000
+    rows = arrow_rows(tmp_path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "t.parquet")
+    assert arrow_rows(tmp_path) == rows and len(rows) == 5000
+
+
 def test_the_order_of_segments_is_that_of_their_numbers(tmp_path: Path) -> None:
     writer = TableWriter(tmp_path, "t", SCHEMA)
     writer._next = 999_999
