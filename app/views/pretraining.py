@@ -3,6 +3,7 @@
 import streamlit as st
 
 from app.widgets import actions
+from app.widgets.checkpoint_picker import checkpoint_picker
 from app.widgets.config_form import config_form
 from app.widgets.formats import plain
 from app.widgets.guard import guard
@@ -55,6 +56,10 @@ else:
     if new.open:
         with new:
             config_form()
+    again = st.expander("From a checkpoint", icon=":material/history:", key=f"again-{run.id}", on_change="rerun")
+    if again.open:
+        with again:
+            checkpoint_picker(run.id)
     run_view(run)
     actions.details_link(run.id, "Everything about this run: checkpoints, playground, lineage, downloads")
 named = "run" in st.query_params

@@ -20,9 +20,9 @@ from engine.errors import ConfigError, LabError
 from engine.start import plan_branch, shared_out
 
 
-def branch_button(shot: Snapshot, checkpoints: list[Checkpoint]) -> None:
-    """Offer to branch, when there is something to branch from."""
-    if checkpoints and st.button("Branch …", icon=":material/call_split:", key=f"branch-{shot.run.id}"):
+def branch_button(shot: Snapshot, checkpoints: list[Checkpoint], *, key: str = "branch") -> None:
+    """Offer to branch, when there is something to branch from; `key` tells two such buttons of a page apart."""
+    if checkpoints and st.button("Branch …", icon=":material/call_split:", key=f"{key}-{shot.run.id}"):
         _dialog(shot, checkpoints)
 
 

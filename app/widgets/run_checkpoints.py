@@ -28,7 +28,7 @@ def checkpoints(shot: Snapshot) -> None:
     chosen = choose(shot.checkpoints, key="checkpoint")
     with st.container(horizontal=True):
         if not shot.is_damaged:  # whose settings nobody knows
-            _continue(shot, chosen)
+            continue_button(shot, chosen)
         if not shot.is_damaged and not chosen.problem:
             branch_button(shot, [chosen])
         checked = st.button("Verify", icon=":material/verified:", help="Compares the SHA-256 of each file.")
@@ -48,7 +48,7 @@ def choose(found: list[Checkpoint], *, key: str) -> Checkpoint:
     return by_step.get(step, found[-1])
 
 
-def _continue(shot: Snapshot, chosen: Checkpoint) -> None:
+def continue_button(shot: Snapshot, chosen: Checkpoint) -> None:
     """Exactly as it would have gone on: the run itself from its newest checkpoint, a new run from an older one."""
     newest = chosen.step == shot.resume_step
     over = chosen.step >= shot.total_steps

@@ -392,6 +392,42 @@ def test_differences_of_a_branch_are_listed_though_something_forbids_it(open_pag
     assert page.button(key="branch-go").disabled
 
 
+def test_any_runs_checkpoint_can_be_gone_on_from(
+    open_page: Open, make_run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third = "20261122-153011-nano-verdict-0003"
+    make_run(third)  # has no checkpoint
+    add_checkpoint(make_run(DONE), 30)
+    other = make_run(OTHER, state="stopped", name="*Other*")
+    for step in (10, 20):
+        add_checkpoint(other, step)
+    resumed, branched = [], []
+    monkeypatch.setattr(session, "resume", lambda run_id: resumed.append(run_id) or run_id)
+    monkeypatch.setattr(session, "branch", lambda *how: branched.append(how) or OTHER)
+
+    def pick(run_id: str) -> AppTest:
+        page = open_page("pretraining", run=DONE)
+        page.session_state[f"again-{DONE}"] = True
+        return page.run().selectbox(key=f"picked-run-{DONE}").select(run_id).run()
+
+    page = pick(DONE)
+    expect_sound(page)
+    runs = page.selectbox(key=f"picked-run-{DONE}").options
+    assert len(runs) == 2 and "stopped · step 30 of 30" in "".join(runs)
+    [go_on] = [button for button in page.button if button.label == "Continue from here"]
+    assert go_on.disabled and "complete" in go_on.help
+    page = pick(OTHER)
+    steps = page.selectbox(key=f"picked-checkpoint-{OTHER}")
+    assert [option.partition(" ·")[0] for option in steps.options] == ["step 20", "step 10"]
+    assert "training loss 5.800 · 0 KiB · 22 Nov 2026" in steps.options[0]
+    assert page.button(key=f"picked-branch-{OTHER}").label == "Branch …"
+    press(page, "Continue from here")
+    assert resumed == [OTHER] and not branched
+    page = pick(OTHER)
+    press(page.selectbox(key=f"picked-checkpoint-{OTHER}").select(10).run(), "Continue from here")
+    assert branched == [(OTHER, 10, {})]
+
+
 def test_an_exercise_sets_up_its_runs(open_page: Open) -> None:
     page = open_page("exercises")
     page.session_state["exercise-precision"] = True
