@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from engine.run import Run, load_run
 
 Rungs = tuple[tuple[str, float], ...]
 THREADS = min(4, os.cpu_count() or 1)  # each holds some columns of a run for a moment
+LARGE = 20 * 2**20  # bytes of metrics, from which on comparing takes a moment
+HEAD_START_S = 0.3  # for the browser, which draws the curves, often on the same cores
 State = tuple[Path, tuple[Any, ...]]  # a run's folder, and its signature
 
 
@@ -93,9 +96,18 @@ def _load(states: Sequence[State]) -> Load:
 @lru_cache(maxsize=4)
 def compared(chosen: Choice) -> Comparison:
     """Settings and results of the runs."""
+    if sum(_table_bytes(states[0][0]) for states in chosen.states) > LARGE:
+        time.sleep(HEAD_START_S)
     found = compare(chosen.ids, load=_load([state for states in chosen.states for state in states]))
     give_back_memory()
     return found
+
+
+def _table_bytes(folder: Path) -> int:
+    try:
+        return (folder / "metrics.parquet").stat().st_size
+    except OSError:
+        return 0
 
 
 @lru_cache(maxsize=16)

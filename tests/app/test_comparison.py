@@ -360,6 +360,22 @@ def views(redraws: int) -> list[dict[str, str]]:
 
 
 @pytest.mark.usefixtures("warmed_up")
+def test_tables_of_long_runs_wait_while_their_curves_are_drawn(
+    runs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = choice([load_run(run_id) for run_id in runs])
+    waits: list[float] = []
+    monkeypatch.setattr(comparison_data.time, "sleep", waits.append)
+    comparison_data.compared.cache_clear()
+    comparison_data.compared(chosen)
+    assert not waits
+    monkeypatch.setattr(comparison_data, "LARGE", 1000)
+    comparison_data.compared.cache_clear()
+    comparison_data.compared(chosen)
+    comparison_data.compared(chosen)  # is known
+    assert waits == [comparison_data.HEAD_START_S]
+
+
 def test_many_rows_are_redrawn_quickly_and_nothing_piles_up(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`python tests/many_rows.py` measures it in full: ten runs of a million rows each, in a browser."""
     ids = write_runs(folders / "runs", 3, 200_000)
