@@ -75,6 +75,14 @@ class Contents:
     state: dict[str, Any]
 
 
+def has_checkpoints(run_folder: Path) -> bool:
+    """Whether `list_checkpoints` finds any, damaged or whole; reads none."""
+    try:
+        return any(_FOLDER.fullmatch(name) for name in os.listdir(run_folder / "checkpoints"))
+    except OSError:
+        return False
+
+
 def list_checkpoints(run_folder: Path) -> list[Checkpoint]:
     """All checkpoints of a run by step, the damaged ones marked. Never raises because of what is on disk."""
     try:

@@ -9,7 +9,9 @@ from app.widgets.branch import branch_button
 from app.widgets.guard import guard
 from app.widgets.run_checkpoints import choose, continue_button
 from app.widgets.snapshot import snapshot
+from engine.checkpoint import has_checkpoints
 from engine.library import Summary, list_summaries
+from engine.paths import runs_dir
 from engine.run import load_run
 
 
@@ -21,7 +23,7 @@ def checkpoint_picker(in_view: str) -> None:
     Args:
         in_view: the id of the run that the page shows, which is offered first.
     """
-    runs = {run.id: run for run in list_summaries() if not run.problem and load_run(run.id).checkpoints}
+    runs = {run.id: run for run in list_summaries() if not run.problem and has_checkpoints(runs_dir() / run.id)}
     if not runs:
         st.caption("No run has a checkpoint yet. One is saved at the end, at regular steps, and with *Save now*.")
         return

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -104,14 +105,10 @@ def matmul_flops(device: torch.device, precision: str) -> float:
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device, dtype=DTYPES.get(precision, torch.bfloat16)) for _ in range(2))
     out = torch.empty_like(a)
-    a8, b8 = float8.quantize(a, float8.E4M3), float8.quantize(b, float8.E4M3)
-
-    def multiply() -> None:
-        if precision == "fp8":
-            float8.product(a8, (b8[0].t(), b8[1]), torch.bfloat16, use_fast_accum=True)
-        else:
-            torch.mm(a, b, out=out)
-
+    multiply: Callable[[], Any] = partial(torch.mm, a, b, out=out)
+    if precision == "fp8":
+        a8, (b8, b_scale) = float8.quantize(a, float8.E4M3), float8.quantize(b, float8.E4M3)
+        multiply = partial(float8.product, a8, (b8.t(), b_scale), torch.bfloat16, use_fast_accum=True)
     repeat = 10 if device.type == "cuda" else 1
 
     def products() -> None:
