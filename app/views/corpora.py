@@ -10,9 +10,13 @@ from app.widgets.formats import plain
 from app.widgets.guard import guard
 from app.widgets.plot import preload
 from engine.corpora import Corpus, find_corpus, jobs, list_corpora
+from engine.corpora.add import suggest_name
 from engine.corpora.known import canonical_name
+from engine.corpora.registry import badly_named
 from engine.corpora.state import QUICK, state_of
 from engine.errors import CorpusError
+
+TOLD = 3  # texts with impossible names that are explained
 
 
 def chosen() -> Corpus:
@@ -38,6 +42,16 @@ def table(opened: Corpus) -> None:
     if name != opened.name:
         st.query_params["corpus"] = name
         st.rerun()
+
+
+def tell_badly_named() -> None:
+    """A sentence for the first few texts in the folder that the table cannot show."""
+    for path in badly_named()[:TOLD]:
+        name = f"{suggest_name(path.name)}{path.suffix}"
+        st.caption(
+            f":material/info: {plain(path.name)} in the corpora folder is not listed, as letters, digits, hyphens and "
+            f"underscores make a corpus's name. Rename it, for example to {plain(name)}."
+        )
 
 
 @st.fragment(run_every=2.0)
@@ -92,6 +106,7 @@ st.title("Corpora", anchor=False)
 st.write("Texts that a model can learn from. Choose a row on the left to open one.")
 corpus = chosen()
 table(corpus)
+tell_badly_named()
 left, right = st.columns(2, gap="medium")
 with left, st.expander("Add your own text", icon=":material/upload_file:"):
     add_corpus()

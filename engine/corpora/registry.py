@@ -79,11 +79,19 @@ def list_corpora() -> list[Corpus]:
 
     known = {corpus.name for corpus in KNOWN}
     dropped: dict[str, str] = {}
-    for suffix in SUFFIXES:
-        for path in corpora_dir().glob(f"*{suffix}"):
-            if path.stem not in known and NAME.fullmatch(path.stem) and path.is_file():
-                dropped.setdefault(path.stem, suffix)
+    for path in _texts():
+        if path.stem not in known and NAME.fullmatch(path.stem):
+            dropped.setdefault(path.stem, path.suffix)
     return [*KNOWN, *(_dropped(name, dropped[name]) for name in sorted(dropped))]
+
+
+def badly_named() -> list[Path]:
+    """Texts in the corpora folder that are no corpora because their names cannot be those of one."""
+    return sorted(path for path in _texts() if not NAME.fullmatch(path.stem) and not path.name.startswith("."))
+
+
+def _texts() -> list[Path]:
+    return [path for suffix in SUFFIXES for path in corpora_dir().glob(f"*{suffix}") if path.is_file()]
 
 
 def _dropped(name: str, suffix: str) -> Corpus:

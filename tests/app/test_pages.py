@@ -259,6 +259,14 @@ def test_a_corpus_that_cannot_be_read_is_a_sentence(name: str, content: bytes, o
     assert list(page.dataframe[0].value.name)[-1] == name  # and the list is whole
 
 
+def test_a_text_with_an_impossible_name_is_told(open_page: Open, folders: Path) -> None:
+    (folders / "corpora" / "my *own* text.txt").write_text("Dear reader.")
+    page = open_page("corpora")
+    expect_sound(page)
+    (told,) = [c.value for c in page.caption if "is not listed" in c.value]
+    assert plain("my *own* text.txt") in told and plain("my__own__text.txt") in told
+
+
 def test_a_corpus_is_opened_with_its_counts(open_page: Open, folders: Path) -> None:
     (folders / "corpora" / "mine.md").write_text("# Not a heading\n" * 400)
     page = wait_for_work(open_page("corpora", corpus="mine"), "mine")

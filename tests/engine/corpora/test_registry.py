@@ -9,6 +9,7 @@ import pytest
 
 from engine.corpora import find_corpus, list_corpora
 from engine.corpora.known import KNOWN
+from engine.corpora.registry import badly_named
 from engine.errors import CorpusError
 from engine.paths import PROJECT
 
@@ -52,6 +53,13 @@ def test_what_is_no_text_file_is_no_corpus(corpora_folder: Path) -> None:
     (corpora_folder / ".hidden.txt").write_text("x")
     (corpora_folder / "nowhere.txt").symlink_to("does-not-exist")
     assert [c.name for c in list_corpora()] == [c.name for c in KNOWN]
+
+
+def test_a_text_whose_name_cannot_be_a_corpus_is_told_apart(corpora_folder: Path) -> None:
+    for name in ("my text.txt", "größe.md", ".hidden.txt", "picture 1.png", "good.txt"):
+        (corpora_folder / name).write_text("x")
+    assert [path.name for path in badly_named()] == ["größe.md", "my text.txt"]
+    assert [c.name for c in list_corpora()][len(KNOWN) :] == ["good"]
 
 
 @pytest.mark.parametrize("name", ["nothing", "", "../x", "../corpora/tiny", "/etc/passwd", "tiny.txt", "a\0b"])
