@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -219,6 +221,20 @@ def test_asking_does_not_disturb_who_wants_the_lock(tmp_path: Path) -> None:
         done.set()
         for asker in askers:
             asker.join()
+
+
+def test_who_looks_is_waited_for_beyond_the_patience(tmp_path: Path) -> None:
+    """Patience is for a holder: on a slow machine those who look can leave no gap for longer than it."""
+    path = tmp_path / "lock"
+    look = os.open(path, os.O_RDONLY | os.O_CREAT)
+    fcntl.flock(look, fcntl.LOCK_SH)
+    began = time.monotonic()
+    threading.Timer(0.3, os.close, [look]).start()
+    lock = FolderLock(path)
+    assert lock.acquire(patience_s=0)
+    assert time.monotonic() - began >= 0.3
+    assert not FolderLock(path).acquire(patience_s=0)  # a holder is not waited for
+    lock.release()
 
 
 # ------------------------------------------------------------------------------------------------ room and haste
