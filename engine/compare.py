@@ -128,8 +128,10 @@ def compare(run_ids: Iterable[str], *, load: Load = load_run) -> Comparison:
         load: reads a run; for what has been read already.
 
     Raises:
-        RunError: there is no run of a name, or no name.
+        RunError: there is no run of a name, no name, or one id where a list of them belongs.
     """
+    if isinstance(run_ids, str):  # else its letters would be looked for, one by one
+        raise RunError(f"compare takes a list of ids: compare([{run_ids!r}]).")
     ids = list(dict.fromkeys(run_ids))
     if not ids:
         raise RunError("There is nothing to compare: name at least one run.")

@@ -218,9 +218,9 @@ def load_run(run_id: str) -> Run:
     """The run called `run_id`.
 
     Raises:
-        RunError: there is none; names that are no plain folder name, such as `../x`, are refused unread.
+        RunError: there is none; what is no plain folder name, such as `../x`, is refused unread.
     """
-    if not is_id(run_id):
+    if not isinstance(run_id, str) or not is_id(run_id):
         raise RunError(f"{run_id!r} is not the id of a run; ids look like 20261122-153012-nano-verdict-7f3a.")
     folder = runs_dir() / run_id
     if not (folder / "run.json").is_file():

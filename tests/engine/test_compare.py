@@ -179,6 +179,10 @@ def test_runs_that_are_not_there_are_refused(write_run) -> None:
         compare([write_run("a", [5.0]), "b"])
     with pytest.raises(RunError, match="name at least one run"):
         compare([])
+    with pytest.raises(RunError, match=r"a list of ids: compare\(\['a'\]\)"):
+        compare("a")
+    with pytest.raises(RunError, match="is not the id of a run"):
+        compare([load_run("a")])  # type: ignore[list-item]
     assert list(compare(["a", "a"]).results.index) == ["a"]
 
 
