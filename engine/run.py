@@ -186,8 +186,9 @@ def read_config(values: Any, run_id: str) -> TrainConfig:
     try:
         return from_dict({name: value for name, value in values.items() if name in SETTINGS})
     except ConfigError as error:
+        problems = "; ".join(f"{problem.field}: {problem.message.removesuffix('.')}" for problem in error.problems)
         raise RunError(
-            f"Run {run_id} cannot be used: its run.json holds a setting that is out of range ({error})."
+            f"Run {run_id} cannot be used: its run.json holds a setting that is out of range ({problems})."
         ) from error
 
 

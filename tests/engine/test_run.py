@@ -29,6 +29,7 @@ from engine.run import (
     load_run,
     new_id,
     new_info,
+    read_config,
 )
 from engine.start import plan_run
 from engine.trash import trash_run
@@ -409,3 +410,11 @@ def test_an_old_request_does_not_stop_the_next_start() -> None:
     again = ActiveRun(run.id, PLAN, run.reader.info).open()
     assert again.take_request() is None
     again.close()
+
+
+def test_settings_that_cannot_be_used_are_told_in_one_sentence() -> None:
+    with pytest.raises(RunError) as refused:
+        read_config({"batch_size": 0, "epochs": "many"}, "a")
+    sentence = str(refused.value)
+    assert "epochs: " in sentence and "; batch_size: " in sentence
+    assert "\n" not in sentence and sentence.count(".") == 2  # that of run.json, and its own
