@@ -45,7 +45,8 @@ def _is_possible(value: Any, default: Any, options: Sequence[Any] | None) -> boo
 def _read(told: str, default: Any, options: Sequence[Any] | None) -> Any:
     by_words = {_write(option): option for option in options or ()}
     if isinstance(default, list):
-        return [by_words[word] for word in map(unquote, told.split(",")) if word in by_words]
+        words = dict.fromkeys(map(unquote, told.split(",")))  # each once, as a person would choose it
+        return [by_words[word] for word in words if word in by_words]
     if options is not None:
         return by_words.get(told, default)
     if isinstance(default, bool):

@@ -171,6 +171,11 @@ def test_the_address_keeps_search_and_filters(open_page: Open, three: None) -> N
     assert not {"runs-search", "runs-states"} & set(page.query_params)
 
 
+def test_a_filter_that_a_link_names_twice_is_chosen_once(open_page: Open, three: None) -> None:
+    page = open_page("runs", **{"runs-presets": "nano,nano"})
+    assert page.multiselect(key="runs-presets").value == ["nano"]
+
+
 def test_the_address_keeps_the_choice(open_page: Open, three: None) -> None:
     page = open_page("runs", runs=f"{OTHER},{DONE}")
     expect_sound(page)
