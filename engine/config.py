@@ -418,6 +418,8 @@ def check(config: TrainConfig) -> list[Problem]:
     return problems
 
 
+# Halves of characters: JSON and a command line that is not UTF-8 can hold them, a file of text cannot.
+_HALVES = re.compile("[\ud800-\udfff]")
 _WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -425,6 +427,8 @@ def _check_field(f: dataclasses.Field[Any], value: Any) -> Problem | None:
     meta, kind = f.metadata, type(f.default)
     if type(value) is not kind and not (kind is float and type(value) is int):
         return Problem(f.name, f"{_short(repr(value))} is not {_WANTED[kind]}.")
+    if isinstance(value, str) and _HALVES.search(value):
+        return Problem(f.name, f"{_short(repr(value))} holds half a character, which no file can keep.")
     if meta["choices"] and value not in meta["choices"]:
         return Problem(f.name, f"{_short(repr(value))} is not one of {', '.join(meta['choices'])}.")
     low, high = meta["minimum"], meta["maximum"]

@@ -112,10 +112,24 @@ def _write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in `path`, or None when there is none, or it is torn or foreign."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def parse_json(text: str) -> Any:
+    """Like `json.loads`, for values that will be written and shown: JSON can spell half of a surrogate pair,
+    which is no character and no file can keep; a question mark stands for it then.
+
+    Raises:
+        ValueError: it is no JSON.
+        RecursionError: it is nested too deep.
+    """
+    value = json.loads(text)
+    if r"\ud" in text.lower():
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    return value
 
 
 def remove_folder(folder: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from engine.errors import storage_sentence
 from engine.files import read_json
-from engine.labels import LABELS_FILE, read_labels, showable
+from engine.labels import LABELS_FILE, MAX_TAGS, read_labels, showable
 from engine.paths import runs_dir
 from engine.run import ACTIVE_STATES, STATES, is_id, load_run, run_lock
 
@@ -150,7 +150,7 @@ def _read(folder: Path) -> Summary:
         state=info["state"] if info.get("state") in STATES else "interrupted",
         name=_text(told, "name") or showable(folder.name),
         notes=_text(told, "notes"),
-        tags=tuple(showable(tag) for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else (),
+        tags=tuple(showable(tag) for tag in tags[:MAX_TAGS] if isinstance(tag, str)) if isinstance(tags, list) else (),
         starred=told.get("starred") is True,
         config=_text(config, "config"),
         corpus=_text(config, "corpus"),

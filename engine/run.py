@@ -24,7 +24,7 @@ import pandas as pd
 from engine.checkpoint import Checkpoint, forget_after, list_checkpoints
 from engine.config import SETTINGS, TrainConfig, from_dict, to_dict
 from engine.errors import CheckpointError, ConfigError, RunBusyError, RunError, storage_sentence
-from engine.files import FolderLock, read_json, remove_folder, remove_parts, remove_trash, write_json
+from engine.files import FolderLock, parse_json, read_json, remove_folder, remove_parts, remove_trash, write_json
 from engine.labels import LABELS_FILE, read_labels
 from engine.metrics import METRICS, SAMPLES, Columns
 from engine.paths import runs_dir
@@ -195,7 +195,7 @@ def read_config(values: Any, run_id: str) -> TrainConfig:
 def parse_event(line: str) -> Event | None:
     """The event in a line of `events.jsonl`; None when it is torn or foreign."""
     try:
-        value = json.loads(line)
+        value = parse_json(line)
         return Event(str(value["time"]), int(value["step"]), str(value["kind"]), str(value["message"]))
     except (ValueError, KeyError, TypeError, OverflowError):
         return None

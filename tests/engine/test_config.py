@@ -89,6 +89,12 @@ def test_a_value_of_the_wrong_type_is_refused(name: str, value: Any) -> None:
     assert problems({name: value}).keys() == {name}
 
 
+@pytest.mark.parametrize("name", ["sample_prompt", "corpus", "val_corpus"])
+def test_half_a_character_is_refused(name: str) -> None:
+    message = problems({name: "a\udcff"})[name]
+    assert message.isascii() and "half a character" in message
+
+
 def test_an_out_of_range_whole_number_is_shown_in_full() -> None:
     message = problems({"max_steps": 100_000_001})["max_steps"].replace(",", "")
     assert "100000001" in message and "100000000" in message

@@ -124,6 +124,15 @@ def test_torn_and_foreign_json_is_none(content: bytes, tmp_path: Path) -> None:
     assert read_json(path) is None
 
 
+@pytest.mark.parametrize(
+    ("spelt", "read"), [(r"\ud83d\ude80", "🚀"), (r"half \uD83D", "half ?"), (r"\\ud800", r"\ud800")]
+)
+def test_half_a_character_is_read_as_a_question_mark(spelt: str, read: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(f'{{"{spelt}": ["{spelt}"]}}')
+    assert read_json(path) == {read: [read]}
+
+
 def test_a_removed_folder_is_gone(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     (folder / "inner").mkdir(parents=True)

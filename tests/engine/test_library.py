@@ -14,7 +14,7 @@ import pytest
 from engine import library
 from engine.errors import RunError
 from engine.files import write_json
-from engine.labels import write_labels
+from engine.labels import MAX_TAGS, write_labels
 from engine.library import Summary, list_summaries, summary_of
 from tests.engine.test_run import finished, make, row, trained_elsewhere
 from tests.many_runs import make_many_runs
@@ -145,6 +145,12 @@ def test_values_that_fit_no_table_are_left_out() -> None:
     numbers = [value for value in dataclasses.asdict(summary).values() if isinstance(value, int | float)]
     assert numbers == [False, run.total_steps]  # the star, and the planned steps
     assert (summary.name, summary.tags, summary.problem) == ("half ?", ("a", "?"), "")
+
+
+def test_of_countless_tags_as_many_are_listed_as_a_run_can_have() -> None:
+    run = finished()
+    (run.folder / "run.json").write_text(json.dumps(run.info | {"tags": [str(n) for n in range(100_000)]}))
+    assert only().tags == tuple(str(n) for n in range(MAX_TAGS))  # a page draws each
 
 
 def test_a_folder_that_may_not_be_read_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
