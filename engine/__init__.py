@@ -24,6 +24,9 @@ os.environ.setdefault("MIMALLOC_PURGE_DELAY", "1000")
 # And torch's threads this: one that waits for another looks for some microseconds, then sleeps. By default it looks for
 # milliseconds, which is no faster, and several times slower where somebody else wants the cores too.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# And cuBLAS this: with other scratch memory it may not repeat its sums bit for bit (see engine/repeatable.py).
+if os.environ.get("CUBLAS_WORKSPACE_CONFIG") != ":16:8":
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
 if TYPE_CHECKING:
     from engine.compare import Comparison, compare

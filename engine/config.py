@@ -232,7 +232,7 @@ class TrainConfig:
     )
     attention_impl: str = setting(
         "sdpa",
-        "manual writes attention out step by step and holds the whole attention matrix; sdpa is PyTorch's fused kernel:"
+        "manual writes attention out step by step and holds the whole attention matrix; sdpa is a fused kernel:"
         " the same result with less memory, and faster on a GPU.",
         label="Attention",
         group="Compute",

@@ -94,7 +94,7 @@ def estimate_memory(config: TrainConfig, device: str | None = None, *, processes
 
 CUBLAS_WORKSPACE = 2 * 32 * MIB  # PyTorch gives each thread's cuBLAS 32 MiB on a Hopper: forward and backward thread
 CUDA_CONTEXT = 830 * MIB  # what a process on the H100 used besides what PyTorch had reserved
-CACHE_SHARE = 0.18  # beyond the most allocated: seven of ten runs on the H100 had reserved no more
+CACHE_SHARE = 0.18  # beyond the most allocated: six of ten runs on the H100 had reserved no more
 
 
 def _on_gpu(step: Step) -> Breakdown:

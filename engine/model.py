@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from engine import float8
+from engine.attention import Attend, fused_attention, manual_attention
 from engine.config import ModelConfig
+from engine.kernels import Perceptron, attention_kernel, perceptron_kernel
 from engine.loss import linear_cross_entropy
 
 
@@ -40,31 +42,18 @@ class Embedding(nn.Embedding):
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention, written out (`manual`) or by PyTorch's fused kernel (`sdpa`)."""
+    """Causal multi-head self-attention, written out (`manual`) or by a fused kernel (`sdpa`)."""
 
     def __init__(self, config: ModelConfig, dropout: float, implementation: str, linear: type[Linear]) -> None:
         super().__init__()
         self.heads = config.heads
         self.dropout = dropout
-        self.implementation = implementation
+        self.attend: Attend = manual_attention if implementation == "manual" else fused_attention
         self.qkv = linear(config.width, 3 * config.width)
         self.projection = linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, time, width = x.shape
-        q, k, v = (
-            part.view(batch, time, self.heads, width // self.heads).transpose(1, 2)  # (B, H, T, D/H)
-            for part in self.qkv(x).split(width, dim=2)
-        )
-        drop = self.dropout if self.training else 0.0
-        if self.implementation == "sdpa":
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=drop, is_causal=True)
-        else:
-            scores = (q @ k.transpose(-2, -1)) / math.sqrt(q.size(-1))  # (B, H, T, T)
-            future = torch.ones(time, time, dtype=torch.bool, device=x.device).triu(1)
-            weights = F.softmax(scores.masked_fill(future, float("-inf")), dim=-1)
-            y = F.dropout(weights, drop).to(v.dtype) @ v
-        y = y.transpose(1, 2).reshape(batch, time, width)  # (B, T, D)
+        y = self.attend(self.qkv(x), self.heads, self.dropout if self.training else 0.0)  # (B, T, D)
         return F.dropout(self.projection(y), self.dropout, self.training)
 
 
@@ -79,11 +68,20 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.width)
         self.expand = linear(config.width, 4 * config.width)
         self.contract = linear(4 * config.width, config.width)
+        self.fused_perceptron: Perceptron | None = None  # stands in for expand, GELU and contract under autocast
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
-        hidden = F.gelu(self.expand(self.norm2(x)), approximate="tanh")  # (B, T, 4D)
-        return x + F.dropout(self.contract(hidden), self.dropout, self.training)
+        return x + F.dropout(self.perceptron(self.norm2(x)), self.dropout, self.training)
+
+    def perceptron(self, x: Tensor) -> Tensor:
+        """Expand, GELU, contract: (B, T, D) -> (B, T, D)."""
+        if self.fused_perceptron and torch.is_autocast_enabled("cuda"):
+            dtype = torch.get_autocast_dtype("cuda")
+            w1, b1, w2, b2 = self.expand.weight, self.expand.bias, self.contract.weight, self.contract.bias
+            return self.fused_perceptron(x.to(dtype), w1.to(dtype), b1.to(dtype), w2.to(dtype), b2.to(dtype))
+        hidden = F.gelu(self.expand(x), approximate="tanh")  # (B, T, 4D)
+        return cast(Tensor, self.contract(hidden))
 
 
 class GPT(nn.Module):
@@ -121,6 +119,16 @@ class GPT(nn.Module):
         self.head = Linear(config.width, config.vocabulary_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
+
+    def use_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Train with what is best for a device and the activations' dtype; `manual` attention and fp8 layers stay."""
+        attend = attention_kernel(self.config.width // self.config.heads, self.dropout, device, dtype)
+        perceptron = perceptron_kernel(self.config.width, device, dtype)
+        for block in cast(list[Block], [*self.blocks]):
+            if block.attention.attend is not manual_attention:
+                block.attention.attend = attend
+            if not isinstance(block.expand, Float8Linear):
+                block.fused_perceptron = perceptron
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
@@ -175,7 +183,7 @@ class GPT(nn.Module):
                 x = cast(Tensor, checkpoint(block, x, use_reentrant=False, preserve_rng_state=keep_dice))
             else:
                 x = block(x)
-        return cast(Tensor, self.norm(x))
+        return cast(Tensor, self.norm(x).to(x.dtype))  # norms give fp32 under autocast; the output layer reads bf16
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits for the token after each position: ids (B, T) -> (B, T, V)."""

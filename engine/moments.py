@@ -203,13 +203,13 @@ class Step:
         """The output layer with its loss, of which the backward pass is a part: see `engine.loss_cuda`.
 
         A block of logits and the padded copy of the weights, a·(rows·V + V·D), the gradient of the weights, 4·V·D, the
-        input in fp32, 4·S, and its copy, a·S, where autocast makes one. Of the input's gradient, a·S, `ends_saved`
+        input, r·S, and its copy, a·S, where autocast has to make one. Of the input's gradient, a·S, `ends_saved`
         speaks. Autocast's copies of all weights are there until the end of the forward pass.
         """
         casts = self.config.model.layers * self.block_casts
         padded = -(-self.config.model.vocabulary_size // LOSS_PADDING) * LOSS_PADDING
         blocks = max(1, math.ceil(self.n * padded * self.a / LOSS_BLOCK_BYTES))
-        copies = (4 + self.a) * self.s if self.mixed else 0
+        copies = (self.r + self.a * (self.r > self.a)) * self.s if self.mixed else 0
         gradients = self.held_gradients + 4 * padded * self.config.model.width
         work = self.a * padded * (math.ceil(self.n / blocks) + self.config.model.width)
         return Moment(casts, gradients, self.saved + self.ends_saved + copies, work)

@@ -28,6 +28,7 @@ from engine.errors import CheckpointError, DivergedError
 from engine.model import GPT
 from engine.optimizer import apply_update, build_optimizer, pack_state, set_rate, unpack_state
 from engine.plan import Plan, learning_rate
+from engine.repeatable import repeatable
 from engine.run import ActiveRun
 from engine.start import Text, open_text
 
@@ -203,6 +204,7 @@ def build(plan: Plan, text: Text, *, initialize: bool = True, team: Team = SOLO)
     if initialize:
         model.initialize(config.seed)
     model.to(device)
+    model.use_kernels(device, DTYPES[config.precision])
     optimizer = build_optimizer(
         model, config.optimizer, learning_rate=config.learning_rate, weight_decay=config.weight_decay
     )
@@ -237,7 +239,7 @@ def compile_model(state: TrainState) -> None:
     dtype = torch.bfloat16 if DTYPES[state.config.precision] == torch.bfloat16 else torch.float32  # see `GPT.hidden`
     example = torch.zeros(state.config.batch_size, model.context_length, model.width, dtype=dtype, device=state.device)
     state.model.train()
-    with state.autocast():
+    with repeatable(state.device), state.autocast():
         state.model.compiled = compile_stack(state.model.stack, example)
 
 
@@ -291,9 +293,10 @@ def _load_batch(state: TrainState) -> None:
 
 def _forward_backward(state: TrainState, *, first: bool) -> None:
     """One batch: its share of the loss is added up, and its gradients; the first of a step starts both anew."""
-    with state.autocast():
-        part = state.loss(state.batch[:, :-1], state.batch[:, 1:]) / state.config.grad_accum_steps
-    state.scaler.scale(part).backward()
+    with repeatable(state.device):
+        with state.autocast():
+            part = state.loss(state.batch[:, :-1], state.batch[:, 1:]) / state.config.grad_accum_steps
+        state.scaler.scale(part).backward()
     loss = state.results[0]
     loss.copy_(part.detach() if first else loss + part.detach())
 

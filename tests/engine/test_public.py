@@ -51,14 +51,19 @@ def test_every_public_name_is_there_and_nothing_else_is_promised() -> None:
 
 NEEDS_TORCH = {
     "accelerate",
+    "attention",
+    "attention_cuda",
     "distributed",
     "evaluate",
     "float8",
     "follow",
+    "kernels",
     "loss",
     "loss_cuda",
     "model",
     "optimizer",
+    "perceptron_cuda",
+    "repeatable",
     "step",
 }
 CHEAP = sorted({p.stem for p in ENGINE.glob("*.py")} - NEEDS_TORCH - {"__init__"})
@@ -141,6 +146,10 @@ FLOORS = [
     {
         "tokenizer",
         "data",
+        "attention",
+        "attention_cuda",
+        "perceptron_cuda",
+        "repeatable",
         "float8",
         "loss",
         "loss_cuda",
@@ -157,6 +166,7 @@ FLOORS = [
         "moments",
         "cpu_moments",
     },
+    {"kernels"},
     {"corpora", "model", "plan", "tensorboard"},
     {"memory", "run", "diagnosis", "accelerate", "history"},
     {

@@ -1,0 +1,265 @@
+"""Causal attention on a GPU with gradients that repeat bit for bit, and fast: the backward pass of FlashAttention-2.
+
+PyTorch's fused kernels add up the queries' gradient from all keys in whatever order these get done, so that the same
+step, done twice, differs in its last bits; a resumed run would part from one that was never stopped. Here each program
+owns the rows that it writes: one kernel goes over the keys of some queries, one over the queries of some keys, each in
+order (algorithm 2 of arXiv:2307.08691, the attention weights computed once more for the second). Read and written is
+the block that holds queries, keys and values side by side, as its linear layer made it and wants its gradient back.
+
+Shapes: B sequences, T positions, H heads, D = H·(head size).
+"""
+
+import functools
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2_E = tl.constexpr(1.4426950408889634)  # kernels raise 2, not e, to a power: that is one instruction
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a kernel cuts its work up: positions that it owns, positions it reads at a time, and how it runs."""
+
+    own: int
+    read: int
+    warps: int
+    stages: int
+
+
+# The fastest of some twenty on an H100. Wide heads take more shared memory, of which small cards have 99 KB.
+QUERIES, KEYS = Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2)
+WIDE_QUERIES, WIDE_KEYS = Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2)
+ALIGNED = 128  # contexts that are a multiple of it need no masks at their end
+
+
+@triton.jit
+def _load(pointers, inside, ALL_INSIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    return tl.load(pointers) if ALL_INSIDE else tl.load(pointers, mask=inside, other=0.0)
+
+
+@triton.jit
+def _store(pointers, values, inside, ALL_INSIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    if ALL_INSIDE:
+        tl.store(pointers, values)
+    else:
+        tl.store(pointers, values, mask=inside)
+
+
+@triton.jit
+def _add_keys(  # type: ignore[no-untyped-def]
+    d_q, q, d_out, log_sum, delta, rows, keys, columns, width, time, scale, DIAGONAL: tl.constexpr, EVEN: tl.constexpr
+):
+    """`d_q` and what the keys at `columns` add to it."""
+    k = _load(keys, (columns < time)[:, None], EVEN)
+    v = _load(keys + width, (columns < time)[:, None], EVEN)
+    p = tl.exp2(tl.dot(q, k.T) * (scale * LOG2_E) - log_sum[:, None])
+    if DIAGONAL:
+        p = tl.where(rows[:, None] >= columns[None, :], p, 0.0)
+    d_scores = p * (tl.dot(d_out, v.T) - delta[:, None])
+    return tl.dot(d_scores.to(k.dtype), k, d_q)
+
+
+@triton.jit
+def _queries_gradient(  # type: ignore[no-untyped-def]
+    qkv, out, d_out, log_sums, deltas, d_qkv, time, heads, scale,
+    SIZE: tl.constexpr, OWN: tl.constexpr, READ: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """The gradient of `OWN` queries of a head, and their `deltas`: sums of out · d_out, which the keys' need too."""
+    blocks = tl.cdiv(time, OWN)
+    block = blocks - 1 - tl.program_id(0) % blocks  # those with the most keys first
+    of_all = (tl.program_id(0) // blocks).to(tl.int64)  # heads of all sequences
+    sequence, head = of_all // heads, of_all % heads
+    width = heads * SIZE
+    stride = 3 * width
+    rows, lanes = block * OWN + tl.arange(0, OWN), tl.arange(0, SIZE)
+    inside = rows < time
+    here = sequence * time * stride + head * SIZE  # of this head in this sequence; from there on 32 bits are enough
+    qkv += here
+    d_qkv += here
+    here = sequence * time * width + head * SIZE
+    at_q = rows[:, None] * stride + lanes[None, :]
+    at_out = rows[:, None] * width + lanes[None, :]
+    log_sums += of_all * time
+    deltas += of_all * time
+
+    q = _load(qkv + at_q, inside[:, None], EVEN)
+    do = _load(d_out + here + at_out, inside[:, None], EVEN)
+    o = _load(out + here + at_out, inside[:, None], EVEN)
+    log_sum = _load(log_sums + rows, inside, EVEN) * LOG2_E
+    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    _store(deltas + rows, delta, inside, EVEN)
+
+    d_q = tl.zeros((OWN, SIZE), tl.float32)
+    columns = tl.arange(0, READ)
+    keys = qkv + width + columns[:, None] * stride + lanes[None, :]
+    first = block * OWN  # the first key that not all of these queries may see
+    for start in tl.range(0, first, READ, num_stages=STAGES):
+        d_q = _add_keys(
+            d_q, q, do, log_sum, delta, rows, keys + start * stride, start + columns, width, time, scale, False, EVEN
+        )
+    for start in range(first, first + OWN, READ):
+        d_q = _add_keys(
+            d_q, q, do, log_sum, delta, rows, keys + start * stride, start + columns, width, time, scale, True, EVEN
+        )
+    _store(d_qkv + at_q, (d_q * scale).to(q.dtype), inside[:, None], EVEN)
+
+
+@triton.jit
+def _add_queries(  # type: ignore[no-untyped-def]
+    d_k, d_v, k, v, columns, rows, queries, d_outs, log_sums, deltas, time, scale,
+    DIAGONAL: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """`d_k`, `d_v` and what the queries at `rows` add to them; scores lie transposed here, keys by queries."""
+    inside = rows < time
+    q = _load(queries, inside[:, None], EVEN)
+    do = _load(d_outs, inside[:, None], EVEN)
+    log_sum = _load(log_sums, inside, EVEN) * LOG2_E
+    delta = _load(deltas, inside, EVEN)
+    p = tl.exp2(tl.dot(k, q.T) * (scale * LOG2_E) - log_sum[None, :])
+    if DIAGONAL:
+        p = tl.where(columns[:, None] <= rows[None, :], p, 0.0)
+    if not EVEN:
+        p = tl.where(inside[None, :], p, 0.0)
+    d_v = tl.dot(p.to(do.dtype), do, d_v)
+    d_scores = p * (tl.dot(v, do.T) - delta[None, :])
+    return tl.dot(d_scores.to(q.dtype), q, d_k), d_v
+
+
+@triton.jit
+def _keys_gradient(  # type: ignore[no-untyped-def]
+    qkv, d_out, log_sums, deltas, d_qkv, time, heads, scale,
+    SIZE: tl.constexpr, OWN: tl.constexpr, READ: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """The gradients of `OWN` keys of a head and of their values."""
+    blocks = tl.cdiv(time, OWN)
+    of_all = (tl.program_id(0) // blocks).to(tl.int64)
+    sequence, head = of_all // heads, of_all % heads
+    width = heads * SIZE
+    stride = 3 * width
+    first = tl.program_id(0) % blocks * OWN
+    columns, lanes = first + tl.arange(0, OWN), tl.arange(0, SIZE)
+    inside = (columns < time)[:, None]
+    here = sequence * time * stride + head * SIZE
+    qkv += here
+    d_qkv += here
+    d_out += sequence * time * width + head * SIZE
+    log_sums += of_all * time
+    deltas += of_all * time
+    at_k = width + columns[:, None] * stride + lanes[None, :]
+    k, v = _load(qkv + at_k, inside, EVEN), _load(qkv + width + at_k, inside, EVEN)
+
+    d_k, d_v = tl.zeros((OWN, SIZE), tl.float32), tl.zeros((OWN, SIZE), tl.float32)
+    rows = tl.arange(0, READ)
+    queries = qkv + rows[:, None] * stride + lanes[None, :]
+    d_outs = d_out + rows[:, None] * width + lanes[None, :]
+    log_sums += rows
+    deltas += rows
+    for start in range(first, first + OWN, READ):
+        d_k, d_v = _add_queries(
+            d_k, d_v, k, v, columns, start + rows, queries + start * stride, d_outs + start * width,
+            log_sums + start, deltas + start, time, scale, True, EVEN,
+        )  # fmt: skip
+    for start in tl.range(first + OWN, time, READ, num_stages=STAGES):  # the queries that see all of these keys
+        d_k, d_v = _add_queries(
+            d_k, d_v, k, v, columns, start + rows, queries + start * stride, d_outs + start * width,
+            log_sums + start, deltas + start, time, scale, False, EVEN,
+        )  # fmt: skip
+    _store(d_qkv + at_k, (d_k * scale).to(k.dtype), inside, EVEN)
+    _store(d_qkv + width + at_k, d_v.to(k.dtype), inside, EVEN)
+
+
+@torch.library.custom_op("lab::causal_attention", mutates_args=(), device_types="cuda")
+def causal_attention(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Causal self-attention, differentiable once.
+
+    Args:
+        qkv: queries, keys and values side by side, (B, T, 3·D), in bf16 or fp16.
+        heads: H; `supports` tells for which head sizes it works here.
+
+    Returns:
+        The attention's result, (B, T, D), and the logarithm of each row's sum of exponentials, (B, H, T), in fp32.
+    """
+    batch, time, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in qkv.split(width, dim=2))
+    aten = torch.ops.aten
+    if torch.cuda.get_device_capability(qkv.device) in ((9, 0), (10, 0)):  # as PyTorch prefers, where it may choose
+        y, log_sums, *_ = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, True)
+    else:
+        y, log_sums, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True)
+    return y.transpose(1, 2).reshape(batch, time, width), log_sums.reshape(batch, heads, time).contiguous()
+
+
+@causal_attention.register_fake
+def _shapes(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    batch, time, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    return qkv.new_empty(batch, time, width), qkv.new_empty(batch, heads, time, dtype=torch.float32)
+
+
+@torch.library.custom_op("lab::causal_attention_backward", mutates_args=(), device_types="cuda")
+def causal_attention_backward(qkv: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor, heads: int) -> Tensor:
+    """The gradient of `qkv`, (B, T, 3·D), from that of `causal_attention`'s result, (B, T, D)."""
+    batch, time, width = out.shape
+    size = width // heads
+    qkv, out, d_out = qkv.contiguous(), out.contiguous(), d_out.contiguous()
+    d_qkv, deltas = torch.empty_like(qkv), torch.empty_like(log_sums)
+    for_queries, for_keys = (QUERIES, KEYS) if size <= 64 else (WIDE_QUERIES, WIDE_KEYS)
+    common: dict[str, Any] = {"SIZE": size, "EVEN": time % ALIGNED == 0}
+    numbers = (time, heads, 1 / math.sqrt(size))
+    _queries_gradient[(triton.cdiv(time, for_queries.own) * batch * heads,)](
+        qkv, out, d_out, log_sums, deltas, d_qkv, *numbers, **common, **_launch(for_queries)
+    )
+    _keys_gradient[(triton.cdiv(time, for_keys.own) * batch * heads,)](
+        qkv, d_out, log_sums, deltas, d_qkv, *numbers, **common, **_launch(for_keys)
+    )
+    return d_qkv
+
+
+def _launch(tiles: Tiles) -> dict[str, int]:
+    return {"OWN": tiles.own, "READ": tiles.read, "STAGES": tiles.stages, "num_warps": tiles.warps}
+
+
+@causal_attention_backward.register_fake
+def _backward_shapes(qkv: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor, heads: int) -> Tensor:
+    return torch.empty_like(qkv)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[0], *output)
+    ctx.heads = inputs[1]
+
+
+def _backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor, None]:
+    return causal_attention_backward(*ctx.saved_tensors, d_out, ctx.heads), None
+
+
+causal_attention.register_autograd(_backward, setup_context=_save)
+
+
+def own_attention(qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+    """As `engine.attention.fused_attention`, without dropout."""
+    assert dropout == 0
+    return causal_attention(qkv, heads)[0]
+
+
+@functools.cache
+def supports(size: int, dtype: torch.dtype) -> bool:
+    """Whether it works here for heads of this size. Tried once: it takes a C compiler and a card that is new enough."""
+    if dtype not in (torch.bfloat16, torch.float16) or size not in (16, 32, 64, 128):
+        return False
+    try:
+        for time in (ALIGNED, ALIGNED - 1):
+            qkv = torch.zeros(1, time, 3 * size, dtype=dtype, device="cuda", requires_grad=True)
+            (gradient,) = torch.autograd.grad(own_attention(qkv, 1).float().sum(), qkv)
+            if not bool(gradient.isfinite().all()):
+                return False
+    except Exception as error:  # no compiler, no headers, an unknown card, too little shared memory
+        warnings.warn(f"Attention's own kernels cannot be used here, so it takes longer: {error}", stacklevel=2)
+        return False
+    return True

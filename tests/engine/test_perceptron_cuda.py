@@ -1,0 +1,48 @@
+"""engine.perceptron_cuda: what it makes of its two products, which stand-ins compute here; see tests/gpu/repeat.py."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine import perceptron_cuda
+
+
+def expand_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    before = F.linear(x, weight, bias)
+    return F.gelu(before, approximate="tanh"), before
+
+
+def gelu_backward(d_y: Tensor, weight: Tensor, before: Tensor) -> Tensor:
+    return torch.ops.aten.gelu_backward(d_y @ weight, before, approximate="tanh")  # type: ignore[no-any-return]
+
+
+def test_it_is_two_layers_with_a_gelu_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perceptron_cuda, "expand_gelu", expand_gelu)
+    monkeypatch.setattr(perceptron_cuda, "gelu_backward", gelu_backward)
+    torch.manual_seed(0)
+    shapes = (2, 5, 8), (32, 8), (32,), (8, 32), (8,)
+    values = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    x, w1, b1, w2, b2 = values
+    found = perceptron_cuda.perceptron(x, w1, b1, w2, b2)
+    wanted = F.linear(F.gelu(F.linear(x, w1, b1), approximate="tanh"), w2, b2)
+    torch.testing.assert_close(found, wanted)
+    g = torch.randn_like(found)
+    for ours, theirs in zip(torch.autograd.grad(found, values, g), torch.autograd.grad(wanted, values, g), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_shapes_are_known_without_a_card() -> None:
+    """A compiler asks for them; and a card's driver is not loaded for it."""
+    x, w1, b1, w2 = (torch.empty(s, device="meta") for s in ((6, 8), (32, 8), (32,), (8, 32)))
+    hidden, before = perceptron_cuda._expanded(x, w1, b1)
+    assert hidden.shape == before.shape == perceptron_cuda._gradient(x, w2, before).shape == (6, 32)
+
+
+def test_a_heuristics_answer_is_as_long_as_the_librarys() -> None:
+    """cublasLtMatmulHeuristicResult_t: 64 bytes of algorithm, size, status, waves and four numbers in reserve."""
+    assert ctypes.sizeof(perceptron_cuda._Heuristic) == 96

@@ -1,0 +1,197 @@
+"""Hold training on a GPU to its promise that it repeats bit for bit, and print what was found, one JSON object a line.
+
+    python tests/gpu/repeat.py > tests/data/h100_repeat.jsonl                                # about five minutes
+
+Attention by our own kernels beside float64, and the same thing several times. Then real runs through `engine.train`, at
+contexts and batches of which PyTorch's own kernels do not repeat: one unbroken, one stopped and resumed, their losses
+and weights compared bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+os.environ["LAB_RUNS"] = tempfile.mkdtemp(prefix="repeat-")
+os.environ["LAB_CORPORA"] = os.path.join(os.environ["LAB_RUNS"], "corpora")
+
+import torch
+from torch.nn import functional as F
+
+from engine import TrainConfig, attention_cuda, perceptron_cuda, resume_run, train
+from engine.attention import manual_attention
+from engine.loss import linear_cross_entropy
+from engine.run import Run
+from engine.start import new_run
+from tests.gpu.two_gpus import make_corpus
+from tests.stop_at import StopAt
+
+STEPS, STOP = 12, 5
+SHAPES = [(4, 256, 5, 32), (2, 1024, 12, 64), (64, 1024, 12, 64), (3, 1000, 2, 64), (2, 77, 3, 64), (2, 300, 2, 128)]
+RUNS: list[dict[str, Any]] = [
+    {"config": "nano", "precision": "bf16", "compile": "auto", "batch_size": 64},
+    {"config": "medium", "precision": "bf16", "compile": "off", "batch_size": 4},
+    {"config": "medium", "precision": "bf16", "compile": "off", "batch_size": 32},
+    {"config": "medium", "precision": "bf16", "compile": "on", "batch_size": 32},
+    {"config": "medium", "precision": "bf16", "compile": "off", "batch_size": 8, "dropout": 0.1},
+    {"config": "medium", "precision": "bf16", "compile": "on", "batch_size": 8, "dropout": 0.1},
+    {"config": "medium", "precision": "bf16", "compile": "off", "batch_size": 8, "gradient_checkpointing": True},
+    {"config": "medium", "precision": "bf16", "compile": "off", "batch_size": 4, "attention_impl": "manual"},
+    {"config": "medium", "precision": "bf16", "compile": "off", "batch_size": 8, "grad_accum_steps": 2},
+    {"config": "medium", "precision": "fp16", "compile": "off", "batch_size": 8},
+    {"config": "medium", "precision": "fp32", "compile": "off", "batch_size": 8},
+    {"config": "medium", "precision": "fp8", "compile": "off", "batch_size": 8},
+    {"config": "large", "precision": "bf16", "compile": "off", "batch_size": 8},
+]
+
+
+def attention_part(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """|found - exact| / |exact| of the result and the gradients, and whether five repetitions are alike."""
+    for dtype in (torch.bfloat16, torch.float16):
+        for shape in SHAPES:
+            yield {"shape": shape, "dtype": str(dtype).removeprefix("torch.")} | _attention(shape, dtype)
+
+
+def _attention(shape: tuple[int, int, int, int], dtype: torch.dtype) -> dict[str, Any]:
+    batch, steps, heads, size = shape
+    torch.manual_seed(0)
+    qkv = torch.randn(batch, steps, 3 * heads * size, device="cuda").to(dtype).requires_grad_()
+    g = torch.randn(batch, steps, heads * size, device="cuda").to(dtype)
+    assert attention_cuda.supports(size, dtype), "the kernels do not work here"
+
+    def once() -> list[torch.Tensor]:
+        y = attention_cuda.own_attention(qkv, heads)
+        return [y.detach(), *torch.autograd.grad(y, qkv, g)[0].chunk(3, dim=2)]
+
+    first = once()
+    alike = all(torch.equal(a, b) for _ in range(4) for a, b in zip(first, once(), strict=True))
+    few = qkv[:2].detach().double().requires_grad_()  # float64 holds whole attention matrices
+    y = manual_attention(few, heads)
+    exact = [y.detach(), *torch.autograd.grad(y, few, g[:2].double())[0].chunk(3, dim=2)]
+    error = {
+        name: float((a[:2].double() - b).norm() / b.norm())
+        for name, a, b in zip(("y", "d_q", "d_k", "d_v"), first, exact, strict=True)
+    }
+    return {"alike": alike, "error": error}
+
+
+def loss_part(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The output layer's loss and gradients beside float64's, and whether five repetitions are alike."""
+    for rows, vocabulary, width in ((4096, 50257, 160), (1000, 50257, 768), (77, 1000, 64)):
+        torch.manual_seed(0)
+        h = torch.randn(rows, width, device="cuda", requires_grad=True)
+        w = (torch.randn(vocabulary, width, device="cuda") * 0.1).requires_grad_()
+        targets = torch.randint(0, vocabulary, (rows,), device="cuda")
+
+        def once(h: torch.Tensor = h, w: torch.Tensor = w, targets: torch.Tensor = targets) -> list[torch.Tensor]:
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = linear_cross_entropy(h, w, targets)
+            return [loss.detach(), *torch.autograd.grad(loss, (h, w))]
+
+        first = once()
+        alike = all(torch.equal(a, b) for _ in range(4) for a, b in zip(first, once(), strict=True))
+        h64, w64 = h.detach().bfloat16().double().requires_grad_(), w.detach().bfloat16().double().requires_grad_()
+        exact = torch.nn.functional.cross_entropy(h64 @ w64.T, targets, reduction="sum")
+        wanted = [exact.detach(), *torch.autograd.grad(exact, (h64, w64))]
+        error = {
+            name: float((a.double() - b).norm() / b.norm())
+            for name, a, b in zip(("loss", "d_hidden", "d_weight"), first, wanted, strict=True)
+        }
+        yield {"shape": [rows, vocabulary, width], "alike": alike, "error": error}
+
+
+def perceptron_part(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The perceptron with its GELU inside of the products: as `attention_part`."""
+    for dtype in (torch.bfloat16, torch.float16):
+        for rows, width in ((1024, 160), (65536, 768), (1000, 1024)):
+            torch.manual_seed(0)
+            shapes = (rows, width), (4 * width, width), (4 * width,), (width, 4 * width), (width,)
+            values = [torch.randn(s, device="cuda") / (1 if i == 0 else s[-1] ** 0.5) for i, s in enumerate(shapes)]
+            leaves = [v.to(dtype).requires_grad_() for v in values]
+            g = torch.randn(rows, width, device="cuda").to(dtype)
+            assert perceptron_cuda.supports(width, dtype), "cuBLASLt's GELU does not work here"
+
+            def once(leaves: list[torch.Tensor] = leaves, g: torch.Tensor = g) -> list[torch.Tensor]:
+                y = perceptron_cuda.perceptron(*leaves)
+                return [y.detach(), *torch.autograd.grad(y, leaves, g)]
+
+            first = once()
+            alike = all(torch.equal(a, b) for _ in range(4) for a, b in zip(first, once(), strict=True))
+            x, w1, b1, w2, b2 = wide = [v.detach().double().requires_grad_() for v in leaves]
+            exact = F.linear(F.gelu(F.linear(x, w1, b1), approximate="tanh"), w2, b2)
+            wanted = [exact.detach(), *torch.autograd.grad(exact, wide, g.double())]
+            error = {
+                name: float((a.double() - b).norm() / b.norm())
+                for name, a, b in zip(("y", "d_x", "d_w1", "d_b1", "d_w2", "d_b2"), first, wanted, strict=True)
+            }
+            yield {"shape": [rows, width], "dtype": str(dtype).removeprefix("torch."), "alike": alike, "error": error}
+
+
+def runs_part(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Each kind of run, unbroken and resumed."""
+    make_corpus(Path(os.environ["LAB_CORPORA"]))
+    for settings in RUNS[:: options.every]:
+        began = time.time()
+        yield settings | _resumed(settings) | {"wall_s": round(time.time() - began, 1)}
+
+
+def _resumed(settings: dict[str, Any]) -> dict[str, Any]:
+    common: dict[str, Any] = dict(corpus="words", epochs=10_000, max_steps=STEPS, device="cuda")
+    config = TrainConfig(**(common | dict(sample_length=0, eval_every=-1, save_every=-1) | settings))
+    whole, run = train(config), new_run(config)
+    stopped: Run = train(config, run, StopAt(STOP))
+    at = stopped.checkpoints[-1].step
+    active = resume_run(stopped.id)
+    again = train(active.config, active)
+    assert list(again.metrics.step) == list(range(1, STEPS + 1)), "a step is missing or twice"
+    found = {
+        "stopped_at": at,
+        "losses_equal": list(whole.metrics.train_loss) == list(again.metrics.train_loss),
+        "norms_equal": list(whole.metrics.grad_norm) == list(again.metrics.grad_norm),
+        "weights_equal": _weights(whole) == _weights(again),
+        "last_loss": float(whole.metrics.train_loss.iloc[-1]),
+    }
+    for finished in (whole, again):
+        shutil.rmtree(finished.folder)
+    return found
+
+
+def _weights(run: Run) -> str:
+    [file] = (run.checkpoints[-1].path).glob("model.safetensors")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
+    "attention": attention_part,
+    "perceptron": perceptron_part,
+    "loss": loss_part,
+    "runs": runs_part,
+}
+
+
+def main() -> None:
+    """Try everything, and print what came out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS])
+    parser.add_argument("--every", type=int, default=1, help="of so many runs, one")
+    options = parser.parse_args()
+    try:
+        for part in options.parts:
+            for found in PARTS[part](options):
+                print(json.dumps({"torch": torch.__version__, "part": part, "found": found}), flush=True)
+    finally:
+        shutil.rmtree(os.environ["LAB_RUNS"], ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
