@@ -1,0 +1,49 @@
+"""What `repeat.py` found on a real GPU holds its promises. To renew the record, run it there."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from engine.paths import PROJECT
+
+RECORD = [json.loads(line) for line in (PROJECT / "tests" / "data" / "h100_repeat.jsonl").read_text().splitlines()]
+ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # the most that one value errs by when it is rounded
+
+
+def found(part: str) -> list[dict[str, Any]]:
+    return [row["found"] for row in RECORD if row["part"] == part]
+
+
+@pytest.mark.parametrize(("part", "count"), [("attention", 12), ("perceptron", 6)])
+def test_kernels_err_by_rounding_and_repeat(part: str, count: int) -> None:
+    rows = found(part)
+    assert len(rows) == count and {row["dtype"] for row in rows} == {*ROUNDING}
+    for row in rows:
+        assert row["alike"], row
+        assert 0 < max(row["error"].values()) < ROUNDING[row["dtype"]], row
+
+
+def test_kernels_were_tried_at_contexts_with_and_without_a_rest() -> None:
+    contexts = {row["shape"][1] for row in found("attention")}
+    assert any(context % 128 == 0 for context in contexts) and any(context % 16 for context in contexts)
+    assert {row["shape"][3] for row in found("attention")} >= {32, 64, 128}
+
+
+def test_the_loss_repeats() -> None:
+    rows = found("loss")
+    assert len(rows) == 3 and all(row["alike"] for row in rows)
+    assert max(row["error"]["loss"] for row in rows) < 1e-4
+    assert max(max(row["error"].values()) for row in rows) < ROUNDING["bfloat16"]
+
+
+def test_resumed_runs_are_the_unbroken_ones_bit_for_bit() -> None:
+    rows = found("runs")
+    for row in rows:
+        assert row["losses_equal"] and row["norms_equal"] and row["weights_equal"], row
+    kinds = {(row["config"], row["compile"], bool(row.get("dropout"))) for row in rows}
+    assert kinds >= {("nano", "auto", False)} | {("medium", c, d) for c in ("off", "on") for d in (False, True)}
+    assert max(row["batch_size"] for row in rows if row["config"] == "medium") == 32
+    assert any(row.get("gradient_checkpointing") for row in rows)
