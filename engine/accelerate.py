@@ -101,7 +101,8 @@ def compile_stack(stack: Callable[[torch.Tensor], torch.Tensor], example: torch.
         RuntimeError and others: no compiler, or one that cannot do this.
     """
     torch.compiler.reset()  # else what other runs of this process have compiled counts towards a limit
-    compiled: Callable[..., torch.Tensor] = torch.compile(stack, dynamic=False)
+    # deterministic: how sums are cut up is not chosen by timing, or the next process would add in another order
+    compiled: Callable[..., torch.Tensor] = torch.compile(stack, dynamic=False, options={"deterministic": True})
     with torch.random.fork_rng([example.device]):
         x = example.detach().requires_grad_()
         torch.autograd.grad(compiled(x).float().sum(), x)

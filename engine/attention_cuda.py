@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.attention import Attend, fused_attention
+
 LOG2_E = tl.constexpr(1.4426950408889634)  # kernels raise 2, not e, to a power: that is one instruction
 
 
@@ -189,11 +191,17 @@ def causal_attention(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     batch, time, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in qkv.split(width, dim=2))
     aten = torch.ops.aten
-    if torch.cuda.get_device_capability(qkv.device) in ((9, 0), (10, 0)):  # as PyTorch prefers, where it may choose
+    if _prefers_cudnn(qkv.device):
         y, log_sums, *_ = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, True)
     else:
         y, log_sums, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True)
     return y.transpose(1, 2).reshape(batch, time, width), log_sums.reshape(batch, heads, time).contiguous()
+
+
+def _prefers_cudnn(device: torch.device) -> bool:
+    """As PyTorch does: on Hopper and Blackwell's data centre cards, from the version on that has no known mistakes."""
+    version = torch.backends.cudnn.version() or 0
+    return torch.cuda.get_device_capability(device) in ((9, 0), (10, 0)) and version > 91500
 
 
 @causal_attention.register_fake
@@ -202,8 +210,7 @@ def _shapes(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     return qkv.new_empty(batch, time, width), qkv.new_empty(batch, heads, time, dtype=torch.float32)
 
 
-@torch.library.custom_op("lab::causal_attention_backward", mutates_args=(), device_types="cuda")
-def causal_attention_backward(qkv: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor, heads: int) -> Tensor:
+def gradient(qkv: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor, heads: int) -> Tensor:
     """The gradient of `qkv`, (B, T, 3·D), from that of `causal_attention`'s result, (B, T, D)."""
     batch, time, width = out.shape
     size = width // heads
@@ -225,6 +232,12 @@ def _launch(tiles: Tiles) -> dict[str, int]:
     return {"OWN": tiles.own, "READ": tiles.read, "STAGES": tiles.stages, "num_warps": tiles.warps}
 
 
+@torch.library.custom_op("lab::causal_attention_backward", mutates_args=(), device_types="cuda")
+def causal_attention_backward(qkv: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor, heads: int) -> Tensor:
+    """`gradient`, as an operation that a compiler takes as it is."""
+    return gradient(qkv, out, log_sums, d_out, heads)
+
+
 @causal_attention_backward.register_fake
 def _backward_shapes(qkv: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor, heads: int) -> Tensor:
     return torch.empty_like(qkv)
@@ -243,23 +256,39 @@ causal_attention.register_autograd(_backward, setup_context=_save)
 
 
 def own_attention(qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
-    """As `engine.attention.fused_attention`, without dropout."""
-    assert dropout == 0
+    """As `engine.attention.fused_attention`, which does what cannot be done here: dropout, fp32, a single position."""
+    if dropout or qkv.dtype not in (torch.bfloat16, torch.float16) or qkv.size(1) == 1:
+        return fused_attention(qkv, heads, dropout)
     return causal_attention(qkv, heads)[0]
 
 
 @functools.cache
-def supports(size: int, dtype: torch.dtype) -> bool:
-    """Whether it works here for heads of this size. Tried once: it takes a C compiler and a card that is new enough."""
+def supports(size: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether it works on a card for heads of this size: tried once, as it takes a C compiler and a card new enough."""
     if dtype not in (torch.bfloat16, torch.float16) or size not in (16, 32, 64, 128):
         return False
     try:
-        for time in (ALIGNED, ALIGNED - 1):
-            qkv = torch.zeros(1, time, 3 * size, dtype=dtype, device="cuda", requires_grad=True)
-            (gradient,) = torch.autograd.grad(own_attention(qkv, 1).float().sum(), qkv)
-            if not bool(gradient.isfinite().all()):
-                return False
+        with torch.cuda.device(device):
+            if all(_errs_little(size, dtype, device, time) for time in (ALIGNED, ALIGNED - 1)):
+                return True
+        reason = "it computes something else"
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the card
     except Exception as error:  # no compiler, no headers, an unknown card, too little shared memory
-        warnings.warn(f"Attention's own kernels cannot be used here, so it takes longer: {error}", stacklevel=2)
-        return False
-    return True
+        reason = str(error)
+    warnings.warn(f"Attention's own kernels cannot be used here, so it takes longer: {reason}", stacklevel=2)
+    return False
+
+
+def _errs_little(size: int, dtype: torch.dtype, device: torch.device, time: int) -> bool:
+    """Whether result and gradient are what PyTorch's attention gives."""
+    heads, generator = 3, torch.Generator(device).manual_seed(0)
+    qkv = torch.randn(2, time, 3 * heads * size, generator=generator, device=device).to(dtype).requires_grad_()
+    g = torch.randn(2, time, heads * size, generator=generator, device=device).to(dtype)
+
+    def results(attend: Attend) -> list[Tensor]:
+        y = attend(qkv, heads, 0.0)
+        return [y, *torch.autograd.grad(y, qkv, g)]
+
+    pairs = zip(results(own_attention), results(fused_attention), strict=True)
+    return all(bool((a.float() - b.float()).norm() < 0.02 * b.float().norm()) for a, b in pairs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from engine.data import validation_batches
+from engine.repeatable import repeatable
 from engine.step import TrainState
 
 
@@ -22,7 +23,7 @@ def evaluate(state: TrainState) -> float | None:
     )
     for batch in batches:
         windows = torch.from_numpy(batch).to(state.device)  # (B, T + 1)
-        with state.autocast():
+        with repeatable(state.device), state.autocast():
             total += state.model.loss(windows[:, :-1], windows[:, 1:], reduction="sum")
         count += windows.numel() - len(windows)
     state.model.train()

@@ -11,46 +11,15 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from engine.loss import plain_rows
 from engine.moments import LOSS_BLOCK_BYTES, LOSS_PADDING
-
-
-@triton.jit
-def _loss_and_gradient(  # type: ignore[no-untyped-def]
-    logits, targets, losses, stride, vocabulary, padded, LANES: tl.constexpr, GRADIENT: tl.constexpr
-):
-    """One row: its loss, and in place of its logits their gradient."""
-    row = tl.program_id(0).to(tl.int64)
-    logits += row * stride
-    target = tl.load(targets + row)
-    wanted = tl.load(logits + target).to(tl.float32)
-    lanes = tl.arange(0, LANES)
-    highest = tl.full((LANES,), -1e30, tl.float32)
-    total = tl.zeros((LANES,), tl.float32)
-    for start in range(0, vocabulary, 2 * LANES):  # two at a time: exponentials are what takes the longest
-        one, two = start + lanes, start + LANES + lanes
-        x = tl.load(logits + one, mask=one < vocabulary, other=float("-inf")).to(tl.float32)
-        y = tl.load(logits + two, mask=two < vocabulary, other=float("-inf")).to(tl.float32)
-        higher = tl.maximum(highest, tl.maximum(x, y))
-        total = total * tl.exp(highest - higher) + tl.exp(x - higher) + tl.exp(y - higher)
-        highest = higher
-    top = tl.max(highest, 0)
-    log_sum = top + tl.log(tl.sum(total * tl.exp(highest - top), 0))
-    tl.store(losses + row, log_sum - wanted)
-    if GRADIENT:
-        for start in range(0, padded, LANES):
-            columns = start + lanes
-            x = tl.load(logits + columns, mask=columns < vocabulary, other=float("-inf")).to(tl.float32)
-            p = tl.exp(x - log_sum)
-            tl.store(logits + columns, tl.where(columns == target, p - 1.0, p), mask=columns < padded)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -74,8 +43,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(h), max(1, rows)):
             part = slice(start, start + rows)
             logits = h[part] @ w.T  # (rows, V padded)
-            rows_in_place = _compiled_rows if _can_compile() else plain_rows
-            rows_in_place(logits, targets[part], losses[part], vocabulary, wants_gradient)
+            _rows()(logits, targets[part], losses[part], vocabulary, wants_gradient)
             if d_hidden is not None and d_weight is not None:
                 torch.mm(logits, w, out=d_hidden[part])
                 _add_product(d_weight, logits.T, h[part])
@@ -101,25 +69,16 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
 
 
-def _compiled_rows(logits: Tensor, targets: Tensor, losses: Tensor, vocabulary: int, gradient: bool) -> None:
-    """As `engine.loss.plain_rows`, by one kernel.
-
-    With 32 warps few rows are under way at a time, so that a row's second reading finds most of it in the cache.
-    """
-    width = logits.shape[1]
-    _loss_and_gradient[(len(logits),)](
-        logits, targets, losses, width, vocabulary, width, LANES=4096, GRADIENT=gradient, num_warps=32
-    )
-
-
 @functools.cache
-def _can_compile() -> bool:
-    """Whether Triton works here: it needs a C compiler. Asked in the first step, which no graph records."""
+def _rows() -> Callable[[Tensor, Tensor, Tensor, int, bool], None]:
+    """`plain_rows`, or where Triton works, as one kernel. Asked in the first step, which no graph records."""
     try:
+        from engine.loss_triton import compiled_rows
+
         targets = torch.zeros(1, dtype=torch.int64, device="cuda")
-        _compiled_rows(torch.zeros(1, LOSS_PADDING, device="cuda"), targets, torch.empty(1, device="cuda"), 2, True)
+        compiled_rows(torch.zeros(1, LOSS_PADDING, device="cuda"), targets, torch.empty(1, device="cuda"), 2, True)
         torch.cuda.synchronize()
-    except Exception as error:  # no compiler, no headers, an unknown card: the plain way needs more passes over memory
+    except Exception as error:  # no Triton, no compiler, no headers, an unknown card: several passes over memory
         warnings.warn(f"Triton cannot compile here, so the loss takes longer: {error}", stacklevel=2)
-        return False
-    return True
+        return plain_rows
+    return compiled_rows

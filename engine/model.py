@@ -68,7 +68,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.width)
         self.expand = linear(config.width, 4 * config.width)
         self.contract = linear(4 * config.width, config.width)
-        self.fused_perceptron: Perceptron | None = None  # stands in for expand, GELU and contract under autocast
+        self.fused_perceptron: Perceptron | None = None  # stands in for the layers in training, under autocast
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
@@ -76,7 +76,7 @@ class Block(nn.Module):
 
     def perceptron(self, x: Tensor) -> Tensor:
         """Expand, GELU, contract: (B, T, D) -> (B, T, D)."""
-        if self.fused_perceptron and torch.is_autocast_enabled("cuda"):
+        if self.fused_perceptron and self.training and torch.is_autocast_enabled("cuda"):
             dtype = torch.get_autocast_dtype("cuda")
             w1, b1, w2, b2 = self.expand.weight, self.expand.bias, self.contract.weight, self.contract.bias
             return self.fused_perceptron(x.to(dtype), w1.to(dtype), b1.to(dtype), w2.to(dtype), b2.to(dtype))
@@ -120,10 +120,13 @@ class GPT(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
 
-    def use_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Train with what is best for a device and the activations' dtype; `manual` attention and fp8 layers stay."""
+    def use_kernels(self, device: torch.device, dtype: torch.dtype, batch: int) -> None:
+        """Train with what is best for a device, the activations' dtype and so many sequences at a time.
+
+        `manual` attention and fp8 layers stay.
+        """
         attend = attention_kernel(self.config.width // self.config.heads, self.dropout, device, dtype)
-        perceptron = perceptron_kernel(self.config.width, device, dtype)
+        perceptron = perceptron_kernel(batch * self.config.context_length, self.config.width, device, dtype)
         for block in cast(list[Block], [*self.blocks]):
             if block.attention.attend is not manual_attention:
                 block.attention.attend = attend

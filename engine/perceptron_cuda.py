@@ -47,14 +47,14 @@ def _library() -> ctypes.CDLL:
     """The cuBLASLt that this process has loaded.
 
     Raises:
-        OSError: it has none, or tells of none.
+        OSError: it has none or several, or this system does not tell.
     """
     torch.cuda.current_blas_handle()  # loads it
     with open("/proc/self/maps", encoding="utf-8") as maps:
-        for line in maps:
-            if "libcublasLt.so" in line:
-                return ctypes.CDLL(line.split(maxsplit=5)[-1].strip())
-    raise OSError("no libcublasLt.so is loaded")
+        loaded = {line.split(maxsplit=5)[-1].strip() for line in maps if "libcublasLt.so" in line}
+    if len(loaded) != 1:
+        raise OSError(f"{len(loaded)} versions of libcublasLt.so are loaded")
+    return ctypes.CDLL(loaded.pop())
 
 
 def _call(name: str, *arguments: Any) -> None:
@@ -157,7 +157,7 @@ def _expanded(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("lab::gelu_backward", mutates_args=(), device_types="cuda")
 def gelu_backward(d_y: Tensor, weight: Tensor, before: Tensor) -> Tensor:
     """d_y (N, D), weight (D, F), before (N, F) -> the gradient of `before`, (N, F): of a GELU and a linear layer."""
-    d_y, weight = d_y.contiguous(), weight.contiguous()
+    d_y, weight, before = d_y.contiguous(), weight.contiguous(), before.contiguous()
     d_before = torch.empty_like(before)
     plan = _plan(d_y.get_device(), d_y.dtype, d_y.size(0), d_y.size(1), weight.size(1), DGELU)
     plan.run(d_y, weight, d_before, before, None)
@@ -203,22 +203,35 @@ def perceptron(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Ten
 
 
 @functools.cache
-def supports(width: int, dtype: torch.dtype) -> bool:
-    """Whether it works here, and pays: on Hopper it does, for other cards nobody has measured. Tried once."""
-    if torch.cuda.get_device_capability() != (9, 0) or dtype not in TYPES or width % ALIGNED:
+def supports(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether it works on a card, and pays: on Hopper it does, for others nobody has measured. Tried once.
+
+    Args:
+        rows: N of a training step.
+        width: D.
+    """
+    if torch.cuda.get_device_capability(device) != (9, 0) or dtype not in TYPES or width % ALIGNED:
         return False
     try:
-        return _errs_little(width, dtype)
+        with torch.cuda.device(device):
+            for epilogue in (GELU_AUX_BIAS, DGELU):
+                _plan(torch.cuda.current_device(), dtype, rows, width, 4 * width, epilogue)
+            if _errs_little(width, dtype, device):
+                return True
+        reason = "it computes something else"
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the card
     except Exception as error:  # another operating system, another library
-        warnings.warn(f"cuBLASLt's GELU cannot be used here, so steps take longer: {error}", stacklevel=2)
-        return False
+        reason = str(error)
+    warnings.warn(f"cuBLASLt's GELU cannot be used here, so steps take longer: {reason}", stacklevel=2)
+    return False
 
 
-def _errs_little(width: int, dtype: torch.dtype) -> bool:
+def _errs_little(width: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether results and gradients are what PyTorch's own operations give."""
-    generator = torch.Generator("cuda").manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     shapes = ((64, width), (4 * width, width), (4 * width,), (width, 4 * width), (width,))
-    values = [torch.randn(s, generator=generator, device="cuda") / max(1, s[-1]) ** 0.5 for s in shapes]
+    values = [torch.randn(s, generator=generator, device=device) / s[-1] ** 0.5 for s in shapes]
     values = [v.to(dtype).requires_grad_() for v in values]
 
     def plain(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:

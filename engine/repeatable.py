@@ -24,7 +24,9 @@ _before = (False, False, True)
 def repeatable(device: torch.device) -> Iterator[None]:
     """Make what is computed on a GPU in here repeatable; on a CPU it is anyway.
 
-    cuBLAS has to be told beforehand, by CUBLAS_WORKSPACE_CONFIG, which `engine/__init__.py` sets.
+    cuBLAS has to be told beforehand, by CUBLAS_WORKSPACE_CONFIG, which `engine/__init__.py` sets, and the compiler by
+    an option, as `engine.accelerate.compile_stack` does. Of `torch.use_deterministic_algorithms` this is the inner
+    half: the other loads the compiler, which takes a second, and sets its switch for the calling thread alone.
     """
     if device.type != "cuda":
         yield
@@ -46,7 +48,7 @@ def _enter() -> None:
             )
             _before = (on, warns, _filling.fill_uninitialized_memory)
             _filling.fill_uninitialized_memory = False  # it would cost time, and we read nothing that was not written
-            torch.use_deterministic_algorithms(True)
+            torch._C._set_deterministic_algorithms(True, warn_only=False)
         _users += 1
 
 
@@ -57,4 +59,4 @@ def _leave() -> None:
         if _users == 0:
             on, warns, fills = _before
             _filling.fill_uninitialized_memory = fills
-            torch.use_deterministic_algorithms(on, warn_only=warns)
+            torch._C._set_deterministic_algorithms(on, warn_only=warns)

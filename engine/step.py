@@ -204,7 +204,7 @@ def build(plan: Plan, text: Text, *, initialize: bool = True, team: Team = SOLO)
     if initialize:
         model.initialize(config.seed)
     model.to(device)
-    model.use_kernels(device, DTYPES[config.precision])
+    model.use_kernels(device, DTYPES[config.precision], config.batch_size)
     optimizer = build_optimizer(
         model, config.optimizer, learning_rate=config.learning_rate, weight_decay=config.weight_decay
     )

@@ -67,7 +67,7 @@ def _attention(shape: tuple[int, int, int, int], dtype: torch.dtype) -> dict[str
     torch.manual_seed(0)
     qkv = torch.randn(batch, steps, 3 * heads * size, device="cuda").to(dtype).requires_grad_()
     g = torch.randn(batch, steps, heads * size, device="cuda").to(dtype)
-    assert attention_cuda.supports(size, dtype), "the kernels do not work here"
+    assert attention_cuda.supports(size, dtype, torch.device("cuda", 0)), "the kernels do not work here"
 
     def once() -> list[torch.Tensor]:
         y = attention_cuda.own_attention(qkv, heads)
@@ -119,7 +119,9 @@ def perceptron_part(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
             values = [torch.randn(s, device="cuda") / (1 if i == 0 else s[-1] ** 0.5) for i, s in enumerate(shapes)]
             leaves = [v.to(dtype).requires_grad_() for v in values]
             g = torch.randn(rows, width, device="cuda").to(dtype)
-            assert perceptron_cuda.supports(width, dtype), "cuBLASLt's GELU does not work here"
+            assert perceptron_cuda.supports(rows, width, dtype, torch.device("cuda", 0)), (
+                "cuBLASLt's GELU does not work here"
+            )
 
             def once(leaves: list[torch.Tensor] = leaves, g: torch.Tensor = g) -> list[torch.Tensor]:
                 y = perceptron_cuda.perceptron(*leaves)

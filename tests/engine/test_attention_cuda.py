@@ -1,0 +1,51 @@
+"""engine.attention_cuda: its kernels by Triton's interpreter, where Triton is; on a card, tests/gpu/repeat.py."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from engine.paths import PROJECT
+
+SHAPES = [(1, 77, 2, 16), (1, 128, 1, 16), (2, 130, 1, 32), (1, 1, 1, 16)]
+
+
+def errors() -> None:
+    """Print |found - exact| / |exact| of the gradient for each shape. For a process of its own: Triton reads
+    TRITON_INTERPRET when it is loaded."""
+    import torch
+
+    from engine.attention import manual_attention
+    from engine.attention_cuda import gradient
+
+    for batch, time, heads, size in SHAPES:
+        torch.manual_seed(0)
+        qkv = torch.randn(batch, time, 3 * heads * size, requires_grad=True)
+        g = torch.randn(batch, time, heads * size)
+        y = manual_attention(qkv, heads)
+        (exact,) = torch.autograd.grad(y, qkv, g)
+        q, k, _ = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in qkv.detach().chunk(3, dim=2))
+        future = torch.ones(time, time, dtype=torch.bool).triu(1)
+        log_sums = (q @ k.transpose(-2, -1) / math.sqrt(size)).masked_fill(future, -torch.inf).logsumexp(dim=-1)
+        found = gradient(qkv.detach(), y.detach(), log_sums, g, heads)
+        print(float((found - exact).norm() / exact.norm()))
+
+
+def test_its_gradient_is_the_formulas() -> None:
+    pytest.importorskip("triton")
+    code = "from tests.engine.test_attention_cuda import errors; errors()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PROJECT,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = [float(line) for line in done.stdout.split()]
+    assert len(found) == len(SHAPES) and max(found) < 1e-6
