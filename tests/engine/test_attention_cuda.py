@@ -49,3 +49,16 @@ def test_its_gradient_is_the_formulas() -> None:
     assert done.returncode == 0, done.stderr
     found = [float(line) for line in done.stdout.split()]
     assert len(found) == len(SHAPES) and max(found) < 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "time"), [("float32", 5), ("bfloat16", 1)])
+def test_what_it_cannot_do_pytorch_does(dtype: str, time: int) -> None:
+    """Before its first step a team of processes trains on one position in fp32, and a prompt may be a single token."""
+    pytest.importorskip("triton")
+    import torch
+
+    from engine.attention import fused_attention
+    from engine.attention_cuda import own_attention
+
+    qkv = torch.randn(2, time, 3 * 2 * 16, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype))
+    assert torch.equal(own_attention(qkv, 2), fused_attention(qkv, 2))
