@@ -88,7 +88,9 @@ def run_table(runs: Sequence[Summary], chosen: Collection[str]) -> list[str]:
             "training loss": st.column_config.NumberColumn(format="%.3f", help="Of the last step, nats per token."),
             "validation loss": st.column_config.NumberColumn(format="%.3f", help="Measured last, nats per token."),
             "best validation": st.column_config.NumberColumn(format="%.3f", help="The lowest loss that was measured."),
-            "tokens/s": st.column_config.NumberColumn(format="%,.0f"),
+            "tokens/s": st.column_config.NumberColumn(
+                format="%,.0f", help="At the last step; a comparison tells the median of all."
+            ),
             "training time": st.column_config.NumberColumn(format="compact", help="Hours, minutes and seconds."),
             "started": st.column_config.DatetimeColumn(format="DD MMM YYYY, HH:mm"),
             "parent": st.column_config.TextColumn(width="medium", help="The run and step that it was branched from."),
