@@ -52,4 +52,9 @@ def test_cache_and_context_are_what_processes_of_their_own_took() -> None:
     assert sum(taken <= memory.CUDA_CONTEXT for taken in beside) >= 2 / 3 * len(beside)
     assert memory.CUDA_CONTEXT - statistics.median(beside) <= 70 * memory.MIB
     assert f"took {min(beside) // memory.MIB} to {max(beside) // memory.MIB:,} MiB" in PAGE
-    assert max(map(abs, errors(GPU["fresh"]))) <= 0.06  # much the same peaks as in the process that measured all rows
+    # The same peaks as in the process that measured all rows. Only where blocks are recomputed under autocast does a
+    # Hopper hold less: its perceptrons keep no copies of their weights from one block to the next.
+    lean = [row["gradient_checkpointing"] and row["precision"] != "fp32" for row in GPU["fresh"]]
+    found = list(zip(errors(GPU["fresh"]), lean, strict=True))
+    assert max(abs(error) for error, less in found if not less) <= 0.02
+    assert all(-0.02 <= error <= 0.06 for error, less in found if less)
