@@ -107,9 +107,11 @@ def _main(options: argparse.Namespace, team: Team | None = None) -> int:
     control = Control()
     report = _JsonReport(run) if options.json else _TextReport(run)
     report.begin()
-    with _signals(control, report), _following(run.reader, report):
-        outcome = _train(run, control, team)
-    report.end(outcome)
+    with _signals(control, report):
+        with _following(run.reader, report):
+            outcome = _train(run, control, team)
+            report.over = True
+        report.end(outcome)  # torchrun's SIGTERM, which follows on the death of another rank, must not silence it
     return FAILED if outcome else DONE
 
 
@@ -158,13 +160,17 @@ def _train(run: ActiveRun, control: Control, team: Team | None) -> LabError | No
 
 @contextmanager
 def _signals(control: Control, report: _Report) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks the run to stop and save; a second SIGINT ends it at once."""
+    """The first SIGINT or SIGTERM asks the run to stop and save; a second SIGINT ends it at once.
+
+    When training is over by then, the first one does nothing: the outcome is about to be told.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         if control.stopping and number == signal.SIGINT:
             raise KeyboardInterrupt
         control.apply("stop")
-        report.stopping()
+        if not report.over:
+            report.stopping()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -207,6 +213,7 @@ class _Report:
         self.total_steps = run.plan.total_steps
         self.first_step = run.start_from.step if run.start_from else 0
         self.plan = run.plan
+        self.over = False  # training has ended, one way or another
         self._events = len(self.run.events)
 
     def begin(self) -> None: ...

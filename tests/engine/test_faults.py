@@ -582,6 +582,24 @@ def test_a_signal_stops_and_saves(
     _equals(run, unbroken)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_signal_after_the_end_leaves_the_outcome_to_be_told(number: int, more: list[str]) -> None:
+    """As torchrun's SIGTERM does when a rank has died: rank 0 had written down the failure, but not said it yet."""
+    script = (
+        "import os, sys, engine.cli.train as cli\n"
+        "for report in (cli._TextReport, cli._JsonReport):\n"
+        f"    def end(self, error, end=report.end): os.kill(os.getpid(), {number}); end(self, error)\n"
+        "    report.end = end\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, *FLAGS, *more]
+    process = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=100)
+    run = _only()
+    assert process.returncode == 0 and "Stopping" not in process.stderr, process.stderr
+    assert run.state == "completed" and run.id in process.stdout.splitlines()[-1]
+
+
 def test_a_second_ctrl_c_stops_at_once(
     unbroken: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
