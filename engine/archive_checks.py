@@ -62,6 +62,7 @@ _INFO_OR_NULL = {  # what it may hold
     "parent": dict,
     "requested": dict,
     "environment": dict,
+    "arithmetic": dict,
     "corpus_sha256": str,
     "val_corpus_sha256": str,
     "exercise": dict,
@@ -135,6 +136,8 @@ def check_info(info: dict[str, Any]) -> TrainConfig:
         _check_kinds(info["parent"], _PARENT, required=True)
     for name in ("machine", "packages"):
         _check_kinds(info.get("environment") or {}, {name: dict}, required=False)
+    computed = info.get("arithmetic") or {}
+    _check_kinds(computed, dict.fromkeys(computed, str), required=True)
     for name in ("corpus_sha256", "val_corpus_sha256"):  # these name files of the ladder's cache
         if not re.fullmatch(r"[0-9a-f]{64}", info.get(name) or "0" * 64):
             raise RunError(f"the {name} in its run.json is no SHA-256")

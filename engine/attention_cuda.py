@@ -9,9 +9,7 @@ the block that holds queries, keys and values side by side, as its linear layer 
 Shapes: B sequences, T positions, H heads, D = H·(head size).
 """
 
-import functools
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.attention import Attend, fused_attention
+from engine.trial import Pairs
 
 LOG2_E = tl.constexpr(1.4426950408889634)  # kernels raise 2, not e, to a power: that is one instruction
 
@@ -183,7 +182,7 @@ def causal_attention(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
 
     Args:
         qkv: queries, keys and values side by side, (B, T, 3·D), in bf16 or fp16.
-        heads: H; `supports` tells for which head sizes it works here.
+        heads: H; `engine.kernels` tells for which head sizes it works here.
 
     Returns:
         The attention's result, (B, T, D), and the logarithm of each row's sum of exponentials, (B, H, T), in fp32.
@@ -262,33 +261,16 @@ def own_attention(qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
     return causal_attention(qkv, heads)[0]
 
 
-@functools.cache
-def supports(size: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether it works on a card for heads of this size: tried once, as it takes a C compiler and a card new enough."""
-    if dtype not in (torch.bfloat16, torch.float16) or size not in (16, 32, 64, 128):
-        return False
-    try:
-        with torch.cuda.device(device):
-            if all(_errs_little(size, dtype, device, time) for time in (ALIGNED, ALIGNED - 1)):
-                return True
-        reason = "it computes something else"
-    except torch.OutOfMemoryError:
-        raise  # says nothing about the card
-    except Exception as error:  # no compiler, no headers, an unknown card, too little shared memory
-        reason = str(error)
-    warnings.warn(f"Attention's own kernels cannot be used here, so it takes longer: {reason}", stacklevel=2)
-    return False
-
-
-def _errs_little(size: int, dtype: torch.dtype, device: torch.device, time: int) -> bool:
-    """Whether result and gradient are what PyTorch's attention gives."""
+def beside_pytorch(size: int, dtype: torch.dtype, device: torch.device) -> Pairs:
+    """Result and gradient for heads of a size by `own_attention` and PyTorch, at contexts with and without a rest."""
     heads, generator = 3, torch.Generator(device).manual_seed(0)
-    qkv = torch.randn(2, time, 3 * heads * size, generator=generator, device=device).to(dtype).requires_grad_()
-    g = torch.randn(2, time, heads * size, generator=generator, device=device).to(dtype)
+    for time in (ALIGNED, ALIGNED - 1):
+        qkv = torch.randn(2, time, 3 * heads * size, generator=generator, device=device).to(dtype).requires_grad_()
+        g = torch.randn(2, time, heads * size, generator=generator, device=device).to(dtype)
+        both = (_results(attend, qkv, heads, g) for attend in (own_attention, fused_attention))
+        yield from zip(*both, strict=True)
 
-    def results(attend: Attend) -> list[Tensor]:
-        y = attend(qkv, heads, 0.0)
-        return [y, *torch.autograd.grad(y, qkv, g)]
 
-    pairs = zip(results(own_attention), results(fused_attention), strict=True)
-    return all(bool((a.float() - b.float()).norm() < 0.02 * b.float().norm()) for a, b in pairs)
+def _results(attend: Attend, qkv: Tensor, heads: int, g: Tensor) -> list[Tensor]:
+    y = attend(qkv, heads, 0.0)
+    return [y, *torch.autograd.grad(y, qkv, g)]

@@ -87,3 +87,9 @@ def storage_sentence(error: OSError, path: Path) -> str:
     if error.errno == errno.EROFS:
         return f"{path} cannot be written: {error.strerror}. Make it writable, or choose another folder."
     return f"{path} cannot be used: {error.strerror or error}."
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, short enough for a sentence: its kind, and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}"[:200] if lines else type(error).__name__

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,9 @@ from torch.autograd.function import once_differentiable
 
 from engine.loss import plain_rows
 from engine.moments import LOSS_BLOCK_BYTES, LOSS_PADDING
+from engine.trial import Pairs, why_not
+
+Rows = Callable[[Tensor, Tensor, Tensor, int, bool], None]  # see `engine.loss.plain_rows`
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -40,10 +42,11 @@ class LinearCrossEntropy(torch.autograd.Function):
         d_weight = torch.zeros(padded, width, device=h.device) if wants_gradient else None
         blocks = math.ceil(len(h) * padded * dtype.itemsize / LOSS_BLOCK_BYTES)
         rows = math.ceil(len(h) / max(1, blocks))  # blocks of one size
+        over_rows, _ = row_kernel(dtype, h.device)
         for start in range(0, len(h), max(1, rows)):
             part = slice(start, start + rows)
             logits = h[part] @ w.T  # (rows, V padded)
-            _rows()(logits, targets[part], losses[part], vocabulary, wants_gradient)
+            over_rows(logits, targets[part], losses[part], vocabulary, wants_gradient)
             if d_hidden is not None and d_weight is not None:
                 torch.mm(logits, w, out=d_hidden[part])
                 _add_product(d_weight, logits.T, h[part])
@@ -70,15 +73,29 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 @functools.cache
-def _rows() -> Callable[[Tensor, Tensor, Tensor, int, bool], None]:
-    """`plain_rows`, or where Triton works, as one kernel. Asked in the first step, which no graph records."""
-    try:
-        from engine.loss_triton import compiled_rows
+def row_kernel(dtype: torch.dtype, device: torch.device) -> tuple[Rows, str]:
+    """What turns a block of logits into gradients: one kernel, or where that does not work `plain_rows` and the reason.
 
-        targets = torch.zeros(1, dtype=torch.int64, device="cuda")
-        compiled_rows(torch.zeros(1, LOSS_PADDING, device="cuda"), targets, torch.empty(1, device="cuda"), 2, True)
-        torch.cuda.synchronize()
-    except Exception as error:  # no Triton, no compiler, no headers, an unknown card: several passes over memory
-        warnings.warn(f"Triton cannot compile here, so the loss takes longer: {error}", stacklevel=2)
-        return plain_rows
-    return compiled_rows
+    Asked for the first time before a step is recorded as a graph.
+    """
+    reason = why_not(lambda: _beside_pytorch(dtype, device), device)
+    if reason:
+        return plain_rows, reason
+    from engine.loss_triton import compiled_rows
+
+    return compiled_rows, ""
+
+
+def _beside_pytorch(dtype: torch.dtype, device: torch.device) -> Pairs:
+    """Losses and gradients of some rows by one kernel and by PyTorch's operations."""
+    from engine.loss_triton import compiled_rows
+
+    width, generator = 2 * LOSS_PADDING, torch.Generator(device).manual_seed(0)
+    logits = torch.randn(3, width, generator=generator, device=device).to(dtype)
+    targets = torch.arange(3, device=device)
+    results = []
+    for rows in (compiled_rows, plain_rows):
+        gradients, losses = logits.clone(), torch.empty(3, device=device)
+        rows(gradients, targets, losses, width - 7, True)
+        results.append((losses, gradients))
+    return zip(*results, strict=True)

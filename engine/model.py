@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from engine import float8
 from engine.attention import Attend, fused_attention, manual_attention
 from engine.config import ModelConfig
-from engine.kernels import Perceptron, attention_kernel, perceptron_kernel
+from engine.kernels import Kernels, Perceptron
 from engine.loss import linear_cross_entropy
 
 
@@ -120,18 +120,13 @@ class GPT(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
 
-    def use_kernels(self, device: torch.device, dtype: torch.dtype, batch: int) -> None:
-        """Train with what is best for a device, the activations' dtype and so many sequences at a time.
-
-        `manual` attention and fp8 layers stay.
-        """
-        attend = attention_kernel(self.config.width // self.config.heads, self.dropout, device, dtype)
-        perceptron = perceptron_kernel(batch * self.config.context_length, self.config.width, device, dtype)
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Train with what is best for a device. `manual` attention and fp8 layers stay."""
         for block in cast(list[Block], [*self.blocks]):
             if block.attention.attend is not manual_attention:
-                block.attention.attend = attend
+                block.attention.attend = kernels.attend
             if not isinstance(block.expand, Float8Linear):
-                block.fused_perceptron = perceptron
+                block.fused_perceptron = kernels.perceptron
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:

@@ -25,6 +25,7 @@ from engine.data import Tokens, TrainingWindows
 from engine.distributed import SOLO, Loss, Team
 from engine.environment import GIB, begin_peak, held_bytes, peak_bytes
 from engine.errors import CheckpointError, DivergedError
+from engine.kernels import Kernels, choose_kernels
 from engine.model import GPT
 from engine.optimizer import apply_update, build_optimizer, pack_state, set_rate, unpack_state
 from engine.plan import Plan, learning_rate
@@ -110,6 +111,7 @@ class TrainState:
         batch: (B, T + 1) on the device, where a step reads its tokens.
         results: (4,) on the device: the step's loss, its gradient norm, 1 once either was not finite (from then on no
             update is applied), and fp16's scale.
+        kernels: what the model computes with.
         recorder: replays what it has recorded of a step.
         parallel: the model's loss with gradients averaged over a team's processes; None in one that trains alone.
         team: the processes that train together; here, and for the most part, one.
@@ -128,6 +130,7 @@ class TrainState:
     device: torch.device
     batch: Tensor
     results: Tensor
+    kernels: Kernels
     recorder: Recorder
     parallel: Loss | None = None
     team: Team = SOLO
@@ -204,7 +207,8 @@ def build(plan: Plan, text: Text, *, initialize: bool = True, team: Team = SOLO)
     if initialize:
         model.initialize(config.seed)
     model.to(device)
-    model.use_kernels(device, DTYPES[config.precision], config.batch_size)
+    kernels = choose_kernels(config, DTYPES[config.precision], device)
+    model.use_kernels(kernels)
     optimizer = build_optimizer(
         model, config.optimizer, learning_rate=config.learning_rate, weight_decay=config.weight_decay
     )
@@ -218,6 +222,7 @@ def build(plan: Plan, text: Text, *, initialize: bool = True, team: Team = SOLO)
         device=device,
         batch=torch.zeros(config.batch_size, config.model.context_length + 1, dtype=torch.int64, device=device),
         results=torch.tensor([0.0, 0.0, 0.0, 1.0], device=device),
+        kernels=kernels,
         recorder=Recorder(records(config, device) and team.world.size == 1),
         parallel=team.parallel_loss(model, device, config.seed),
         team=team,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from engine.checkpoint import prune, save
 from engine.config import TrainConfig, to_dict
 from engine.control import Control
-from engine.environment import GIB, give_back_memory, has_bf16, memory_bounded, memory_within_reach
-from engine.errors import DivergedError, LabError, OutOfMemoryError, TrainingError, storage_sentence
+from engine.environment import GIB, arithmetic, give_back_memory, has_bf16, memory_bounded, memory_within_reach
+from engine.errors import DivergedError, LabError, OutOfMemoryError, TrainingError, first_line, storage_sentence
 from engine.fit import what_would_fit
 from engine.memory import estimate_memory
 from engine.plan import Plan
@@ -103,8 +103,9 @@ def _train(run: ActiveRun, control: Control, team: Team | None) -> None:
 def _begin(run: ActiveRun, state: TrainState) -> None:
     from engine.optimizer import fallback_note
 
-    run.note(parameters=sum(p.numel() for p in state.model.parameters()))
     config = state.config
+    before, now = run.reader.info.get("arithmetic"), arithmetic(config) | dict(state.kernels.names)
+    run.note(parameters=sum(p.numel() for p in state.model.parameters()), arithmetic=now)
     if run.is_branch:
         assert run.start_from
         run.event("started", f"Branched from {run.start_from.run_id} at step {state.step:,}.")
@@ -112,13 +113,32 @@ def _begin(run: ActiveRun, state: TrainState) -> None:
             run.event("warning", f"The optimizer changed to {config.optimizer}; its state starts afresh.")
     elif run.start_from:
         run.event("resumed", f"Resumed at step {state.step:,}.")
+        if sentence := _rounds_otherwise(before, now):
+            run.event("warning", sentence)
     else:
         together = f" by {state.plan.world_size} processes" if state.plan.world_size > 1 else ""
         run.event("started", f"Started on {config.device} in {config.precision}{together}.")
-    note = fallback_note(config.optimizer, state.device.type)
-    if note:
-        run.event("warning", note)
+    for note in (fallback_note(config.optimizer, state.device.type), *state.kernels.lacking):
+        if note:
+            run.event("warning", note)
     run.set_state("running")
+
+
+def _rounds_otherwise(before: Any, now: dict[str, str]) -> str:
+    """The sentence for a run that is resumed by what rounds otherwise than what began it; "" when it is the same."""
+    if not isinstance(before, dict):  # of a run from before this was written down
+        return ""
+    changed = [
+        f"{what} {now.get(what, 'none')} instead of {before.get(what, 'none')}"
+        for what in dict.fromkeys([*before, *now])
+        if before.get(what) != now.get(what)
+    ]
+    if not changed:
+        return ""
+    return (
+        f"Computed otherwise than before: {'; '.join(changed)}. From here on, numbers are those of an unbroken run up "
+        "to rounding, not in every bit."
+    )
 
 
 def _compile(run: ActiveRun, state: TrainState) -> None:
@@ -134,13 +154,9 @@ def _compile(run: ActiveRun, state: TrainState) -> None:
     except Exception as error:  # a compiler can fail in many ways, and none of them need end the run
         if is_out_of_memory(error):
             raise
-        run.event("warning", f"Compilation failed, so training goes on without: {_first_line(error)}")
+        run.event("warning", f"Compilation failed, so training goes on without: {first_line(error)}")
         state.plan = dataclasses.replace(state.plan, config=dataclasses.replace(state.config, compile="off"))
     state.watch.other_work_done()
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
 
 
 def _due(config: TrainConfig, step: int, total_steps: int) -> set[str]:

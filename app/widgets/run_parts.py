@@ -130,12 +130,16 @@ def settings(shot: Snapshot) -> None:
 
 
 def environment(shot: Snapshot) -> None:
-    """Machine and versions with which the run was started."""
+    """Machine and versions with which the run was started, and what last computed it."""
     facts = shot.info.get("environment")
     facts = dict(facts) if isinstance(facts, dict) else {}
     machine, packages = facts.pop("machine", None) or {}, facts.pop("packages", None) or {}
     processes = {"processes": shot.info["world_size"]} if shot.info.get("world_size", 1) != 1 else {}
-    rows = {**processes, **facts, **machine, **{name: version for name, version in packages.items() if version}}
+    arithmetic = shot.info.get("arithmetic")
+    arithmetic = arithmetic if isinstance(arithmetic, dict) else {}
+    computed = {f"computed with: {what}": value for what, value in arithmetic.items()}
+    versions = {name: version for name, version in packages.items() if version}
+    rows = {**processes, **facts, **machine, **versions, **computed}
     if not rows:
         st.caption("The run did not record its environment.")
         return

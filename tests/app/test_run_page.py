@@ -250,3 +250,20 @@ def test_use_these_settings_leads_to_the_form(open_page: Open, make_run: Make) -
     assert page.title[0].value == "Pretraining"
     assert page.number_input(key="setting-batch_size").value == 3
     assert open_page("run", id=PARENT).title[0].value == "Run"
+
+
+def test_what_computed_a_run_is_told_beside_the_machine(make_run: Make) -> None:
+    def page(run_id: str) -> None:
+        from app.widgets import run_parts
+        from app.widgets.snapshot import snapshot
+        from engine.run import load_run
+
+        run_parts.environment(snapshot(load_run(run_id)))
+
+    facts = {"machine": {"device_name": "NVIDIA H100", "threads": 8}, "packages": {"torch": "2.13.0", "numpy": None}}
+    make_run(PARENT, environment=facts, arithmetic={"GPU": "NVIDIA L4", "loss": "Triton"})
+    make_run(CHILD, environment=facts, arithmetic=3)
+    tables = [AppTest.from_function(page, args=(run,)).run().dataframe[0].value for run in (PARENT, CHILD)]
+    found, without = ([tuple(row) for row in table.to_numpy()] for table in tables)
+    assert without == [("device name", "NVIDIA H100"), ("threads", "8"), ("torch", "2.13.0")]
+    assert found == [*without, ("computed with: GPU", "NVIDIA L4"), ("computed with: loss", "Triton")]

@@ -413,6 +413,7 @@ def test_checkpoints_that_are_not_what_their_manifest_says(good: Files, tmp_path
         ({"config": {"batch_size": 0, "epochs": -1}}, "out of range"),
         ({"parent": {"run": 1}}, "run in its run.json is not a text"),
         ({"environment": {"machine": "fast"}}, "machine"),
+        ({"arithmetic": {"GPU": ["fast"]}}, "GPU in its run.json is not a text"),
         ({"corpus_sha256": "../../x"}, "no SHA-256"),
         ({"progress": {"step": "x"}}, "not made of numbers"),
         ({"progress": {"train_loss": float("nan")}}, "no JSON of the lab's kind"),

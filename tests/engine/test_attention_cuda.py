@@ -62,3 +62,18 @@ def test_what_it_cannot_do_pytorch_does(dtype: str, time: int) -> None:
 
     qkv = torch.randn(2, time, 3 * 2 * 16, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype))
     assert torch.equal(own_attention(qkv, 2), fused_attention(qkv, 2))
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.1])
+def test_it_is_tried_beside_pytorchs(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    import torch
+
+    from engine import attention_cuda
+    from engine.attention import fused_attention
+    from engine.trial import why_not
+
+    monkeypatch.setattr(attention_cuda, "own_attention", lambda *given: factor * fused_attention(*given))
+    device = torch.device("cpu")
+    reason = why_not(lambda: attention_cuda.beside_pytorch(32, torch.bfloat16, device), device)
+    assert reason == ("" if factor == 1 else "it computes something else.")

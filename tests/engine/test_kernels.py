@@ -2,25 +2,78 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from engine import kernels, loss_cuda
-from engine import model as model_module
+from engine import kernels, loss_cuda, perceptron_cuda
 from engine.attention import fused_attention, manual_attention
-from engine.config import ModelConfig
+from engine.config import ModelConfig, TrainConfig
+from engine.kernels import Kernels, choose_kernels
 from engine.loss import plain_rows
 from engine.model import GPT
 
-CPU = torch.device("cpu")
+CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
 TINY = ModelConfig(layers=2, heads=2, width=32, context_length=16, vocabulary_size=64)
+NANO = TrainConfig(precision="bf16", device="cuda:0")
+ALL_OURS = {"attention": "Triton", "perceptron": "cuBLASLt", "loss": "Triton"}
 
 
 def other(*_: Any) -> Any:
     """A kernel."""
+
+
+def same(*_: Any) -> list[tuple[Tensor, Tensor]]:
+    """What a kernel that works gives, beside PyTorch's."""
+    return [(torch.ones(2), torch.ones(2))]
+
+
+def wrong(*_: Any) -> list[tuple[Tensor, Tensor]]:
+    return [(torch.zeros(2), torch.ones(2))]
+
+
+def module(name: str, monkeypatch: pytest.MonkeyPatch, **contents: Any) -> None:
+    """A stand-in for a module that needs Triton."""
+    stand_in = ModuleType(name)
+    stand_in.__dict__.update(contents)
+    monkeypatch.setitem(sys.modules, name, stand_in)
+    package, _, last = name.rpartition(".")
+    monkeypatch.setattr(sys.modules[package], last, stand_in, raising=False)
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card on which all kernels work, as far as one can tell without one."""
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    module("engine.attention_cuda", monkeypatch, own_attention=other, beside_pytorch=same)
+    module("engine.loss_triton", monkeypatch, compiled_rows=other)
+    monkeypatch.setattr(perceptron_cuda, "beside_pytorch", same)
+    monkeypatch.setattr(loss_cuda, "_beside_pytorch", same)
+
+
+@pytest.fixture(autouse=True)
+def not_tried_yet() -> Iterator[None]:
+    """Each test tries anew."""
+    caches = (kernels._attention, kernels._perceptron, loss_cuda.row_kernel)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def chosen(**changes: Any) -> Kernels:
+    config = replace(NANO, **changes)
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.bfloat16}
+    return choose_kernels(config, dtypes[config.precision], CARD)
 
 
 def of_blocks(model: GPT) -> list[tuple[Any, Any]]:
@@ -29,35 +82,81 @@ def of_blocks(model: GPT) -> list[tuple[Any, Any]]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_cpu_trains_with_pytorchs_own(dtype: torch.dtype) -> None:
-    assert kernels.attention_kernel(32, 0.0, CPU, dtype) is fused_attention
-    assert kernels.perceptron_kernel(64, 32, CPU, dtype) is None
+    assert choose_kernels(TrainConfig(), dtype, CPU) == Kernels(fused_attention, None, (), ())
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize(
+    ("changes", "pytorchs"),
+    [
+        ({}, []),
+        ({"precision": "fp16"}, []),
+        ({"precision": "fp32"}, ["attention", "perceptron"]),
+        ({"precision": "fp8"}, ["perceptron"]),
+        ({"dropout": 0.1}, ["attention"]),
+        ({"attention_impl": "manual"}, ["attention"]),
+    ],
+)
+def test_ours_do_what_they_can(changes: dict[str, Any], pytorchs: list[str]) -> None:
+    found = chosen(**changes)
+    assert dict(found.names) == ALL_OURS | dict.fromkeys(pytorchs, "PyTorch")
+    assert found.lacking == ()
+    assert (found.attend is fused_attention) == ("attention" in pytorchs)
+    assert (found.perceptron is None) == ("perceptron" in pytorchs)
+
+
+@pytest.mark.usefixtures("hopper")
+def test_other_cards_have_layers_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
+    found = chosen()
+    assert found.perceptron is None and found.lacking == ()
+    assert dict(found.names) == ALL_OURS | {"perceptron": "PyTorch"}
+
+
+@pytest.mark.usefixtures("hopper")
+def test_what_computes_something_else_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    module("engine.attention_cuda", monkeypatch, own_attention=other, beside_pytorch=wrong)
+    monkeypatch.setattr(perceptron_cuda, "beside_pytorch", wrong)
+    monkeypatch.setattr(loss_cuda, "_beside_pytorch", wrong)
+    found = chosen()
+    assert (found.attend, found.perceptron) == (fused_attention, None)
+    assert set(dict(found.names).values()) == {"PyTorch"}
+    assert found.lacking == tuple(
+        f"The lab's own kernel for the {what} cannot be used here, so a step takes longer: it computes something else."
+        for what in ALL_OURS
+    )
+    assert loss_cuda.row_kernel(torch.bfloat16, CARD)[0] is plain_rows
 
 
 def test_a_card_without_triton_trains_with_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
     monkeypatch.setitem(sys.modules, "triton", None)  # importing it fails
-    monkeypatch.delitem(sys.modules, "engine.attention_cuda", raising=False)
-    with pytest.warns(UserWarning, match="Triton cannot be used here, so attention takes longer"):
-        assert kernels.attention_kernel(32, 0.0, torch.device("cuda"), torch.bfloat16) is fused_attention
+    for name in ("attention_cuda", "loss_triton"):
+        monkeypatch.delitem(sys.modules, f"engine.{name}", raising=False)
+    found = chosen()
+    assert (found.attend, set(dict(found.names).values())) == (fused_attention, {"PyTorch"})
+    assert [sentence.split(": ")[0].split()[6] for sentence in found.lacking] == ["attention", "loss"]
+    assert all("triton" in sentence for sentence in found.lacking)
 
 
-def test_its_loss_is_computed_in_several_passes_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "engine.loss_triton", raising=False)
-    with pytest.warns(UserWarning, match="Triton cannot compile here, so the loss takes longer"):
-        assert loss_cuda._rows.__wrapped__() is plain_rows
+def test_rows_and_plain_rows_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the trial on a card does, with stand-ins for the kernel."""
+
+    def forgets_the_target(logits: Tensor, targets: Tensor, losses: Tensor, vocabulary: int, gradient: bool) -> None:
+        plain_rows(logits, (targets + 1) % vocabulary, losses, vocabulary, gradient)
+
+    for kernel, reason in ((plain_rows, ""), (forgets_the_target, "it computes something else.")):
+        module("engine.loss_triton", monkeypatch, compiled_rows=kernel)
+        rows, found = loss_cuda.row_kernel.__wrapped__(torch.bfloat16, CPU)
+        assert (rows, found) == (plain_rows, reason)
 
 
-def test_own_attention_has_no_dropout() -> None:
-    assert kernels.attention_kernel(32, 0.1, torch.device("cuda"), torch.bfloat16) is fused_attention
-
-
-def test_what_was_asked_for_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_asked_for_stays() -> None:
     """`manual` attention is not replaced, nor are layers that multiply in 8 bits."""
-    monkeypatch.setattr(model_module, "attention_kernel", lambda *_: other)
-    monkeypatch.setattr(model_module, "perceptron_kernel", lambda *_: other)
     models = [GPT(TINY), GPT(TINY, attention_impl="manual"), GPT(TINY, float8=True)]
     for model in models:
-        model.use_kernels(CPU, torch.bfloat16, 4)
+        model.use_kernels(Kernels(other, other))
     assert [of_blocks(model) for model in models] == [
         [(other, other)] * 2,
         [(manual_attention, other)] * 2,
@@ -67,5 +166,5 @@ def test_what_was_asked_for_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_models_weights_do_not_depend_on_its_kernels() -> None:
     plain, replaced = GPT(TINY), GPT(TINY)
-    replaced.blocks[0].fused_perceptron = other  # type: ignore[union-attr]
+    replaced.use_kernels(Kernels(other, other))
     assert list(plain.state_dict()) == list(replaced.state_dict())

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine import perceptron_cuda
+from engine.trial import why_not
 
 
 def expand_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,6 +35,19 @@ def test_it_is_two_layers_with_a_gelu_between(monkeypatch: pytest.MonkeyPatch) -
     g = torch.randn_like(found)
     for ours, theirs in zip(torch.autograd.grad(found, values, g), torch.autograd.grad(wanted, values, g), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_it_is_tried_beside_pytorchs_layers(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(perceptron_cuda, "_plan", lambda *plan: asked.append(plan[1:]))
+    monkeypatch.setattr(perceptron_cuda, "expand_gelu", expand_gelu)
+    monkeypatch.setattr(perceptron_cuda, "gelu_backward", gelu_backward if right else lambda d_y, w, before: before)
+    device = torch.device("cpu")
+    reason = why_not(lambda: perceptron_cuda.beside_pytorch(4096, 64, torch.bfloat16, device), device)
+    assert reason == ("" if right else "it computes something else.")
+    assert asked == [(torch.bfloat16, 4096, 64, 256, kind) for kind in (164, 192)]
 
 
 def test_shapes_are_known_without_a_card() -> None:

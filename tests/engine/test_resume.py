@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engine import TrainConfig, resume_run, session, train
 from engine import config as config_module
+from engine import step as step_module
 from engine.checkpoint import Checkpoint
 from engine.cli.train import main
 from engine.config import Preset
 from engine.control import Control
 from engine.errors import ConfigError, RunError
+from engine.kernels import Kernels
 from engine.run import ActiveRun, Run, list_runs, load_run
 from engine.start import branch_run, new_run
 
@@ -191,3 +194,49 @@ def test_an_unchanged_branch_continues_like_its_parent(after_step: dict[int, Cal
     assert list(continued.metrics.train_loss) == list(whole.metrics.train_loss)[3:]
     with pytest.raises(ConfigError, match="out of range"):
         branch_run(whole.id, 3, {"learning_rate": 7.0})
+
+
+# ------------------------------------------------------------------------------------- what rounds otherwise
+
+
+def resumed(before: Callable[[dict[str, Any]], None]) -> Run:
+    """A run that was stopped after a step, its run.json changed, and resumed."""
+    control = Control()
+    control.apply("stop")
+    run = train(CONFIG, new_run(CONFIG), control)
+    info = dict(run.info)
+    before(info)
+    (run.folder / "run.json").write_text(json.dumps(info))
+    active = resume_run(run.id)
+    return train(active.config, active)
+
+
+def warnings(run: Run) -> list[str]:
+    return [event.message for event in run.events if event.kind == "warning"]
+
+
+def test_a_run_says_what_it_was_computed_with_and_resumes_in_silence() -> None:
+    run = resumed(lambda info: None)
+    assert run.info["arithmetic"]["PyTorch"] == torch.__version__ and "processor" in run.info["arithmetic"]
+    assert warnings(run) == []
+
+
+def test_another_arithmetic_is_told() -> None:
+    def on_a_card(info: dict[str, Any]) -> None:
+        info["arithmetic"] = {"PyTorch": "2.3.0", "GPU": "NVIDIA L4", "attention": "Triton"}
+
+    run = resumed(on_a_card)
+    [warning] = warnings(run)
+    assert f"PyTorch {torch.__version__} instead of 2.3.0; GPU none instead of NVIDIA L4; attention none" in warning
+    assert warning.endswith("numbers are those of an unbroken run up to rounding, not in every bit.")
+    assert run.info["arithmetic"]["PyTorch"] == torch.__version__
+
+
+@pytest.mark.parametrize("odd", [None, 3, [], "x"])
+def test_an_older_or_odd_record_is_no_warning(odd: Any) -> None:
+    assert warnings(resumed(lambda info: info.update(arithmetic=odd))) == []
+
+
+def test_kernels_that_do_not_work_are_told_in_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_module, "choose_kernels", lambda *_: Kernels(lacking=("No compiler here.",)))
+    assert warnings(train(replace(CONFIG, max_steps=1))) == ["No compiler here."]

@@ -17,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import torch
 from torch.nn import functional as F
 
 from engine import TrainConfig, attention_cuda, perceptron_cuda, resume_run, train
-from engine.attention import manual_attention
+from engine.attention import Attend, manual_attention
 from engine.loss import linear_cross_entropy
 from engine.run import Run
 from engine.start import new_run
@@ -56,7 +56,7 @@ RUNS: list[dict[str, Any]] = [
 
 
 def attention_part(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """|found - exact| / |exact| of the result and the gradients, and whether five repetitions are alike."""
+    """Attention's result and gradients: see `_found`."""
     for dtype in (torch.bfloat16, torch.float16):
         for shape in SHAPES:
             yield {"shape": shape, "dtype": str(dtype).removeprefix("torch.")} | _attention(shape, dtype)
@@ -67,76 +67,72 @@ def _attention(shape: tuple[int, int, int, int], dtype: torch.dtype) -> dict[str
     torch.manual_seed(0)
     qkv = torch.randn(batch, steps, 3 * heads * size, device="cuda").to(dtype).requires_grad_()
     g = torch.randn(batch, steps, heads * size, device="cuda").to(dtype)
-    assert attention_cuda.supports(size, dtype, torch.device("cuda", 0)), "the kernels do not work here"
 
-    def once() -> list[torch.Tensor]:
-        y = attention_cuda.own_attention(qkv, heads)
+    def results(attend: Attend, qkv: torch.Tensor, g: torch.Tensor) -> list[torch.Tensor]:
+        y = attend(qkv, heads, 0.0)
         return [y.detach(), *torch.autograd.grad(y, qkv, g)[0].chunk(3, dim=2)]
 
+    few = qkv[:2].detach().double().requires_grad_()  # float64 holds whole attention matrices
+    exact = results(manual_attention, few, g[:2].double())
+    return _found(("y", "d_q", "d_k", "d_v"), lambda: results(attention_cuda.own_attention, qkv, g), exact)
+
+
+def _found(names: Sequence[str], once: Callable[[], list[torch.Tensor]], exact: list[torch.Tensor]) -> dict[str, Any]:
+    """Whether five repetitions are alike, and |found - exact| / |exact| of each result (of its first sequences)."""
     first = once()
     alike = all(torch.equal(a, b) for _ in range(4) for a, b in zip(first, once(), strict=True))
-    few = qkv[:2].detach().double().requires_grad_()  # float64 holds whole attention matrices
-    y = manual_attention(few, heads)
-    exact = [y.detach(), *torch.autograd.grad(y, few, g[:2].double())[0].chunk(3, dim=2)]
-    error = {
-        name: float((a[:2].double() - b).norm() / b.norm())
-        for name, a, b in zip(("y", "d_q", "d_k", "d_v"), first, exact, strict=True)
-    }
-    return {"alike": alike, "error": error}
+    pairs = [(a[: len(b)] if b.ndim else a, b) for a, b in zip(first, exact, strict=True)]
+    errors = [float((a.double() - b).norm() / b.norm()) for a, b in pairs]
+    return {"alike": alike, "error": dict(zip(names, errors, strict=True))}
 
 
 def loss_part(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The output layer's loss and gradients beside float64's, and whether five repetitions are alike."""
+    """The output layer's loss and gradients: see `_found`."""
     for rows, vocabulary, width in ((4096, 50257, 160), (1000, 50257, 768), (77, 1000, 64)):
-        torch.manual_seed(0)
-        h = torch.randn(rows, width, device="cuda", requires_grad=True)
-        w = (torch.randn(vocabulary, width, device="cuda") * 0.1).requires_grad_()
-        targets = torch.randint(0, vocabulary, (rows,), device="cuda")
+        yield {"shape": [rows, vocabulary, width]} | _loss(rows, vocabulary, width)
 
-        def once(h: torch.Tensor = h, w: torch.Tensor = w, targets: torch.Tensor = targets) -> list[torch.Tensor]:
-            with torch.autocast("cuda", torch.bfloat16):
-                loss = linear_cross_entropy(h, w, targets)
-            return [loss.detach(), *torch.autograd.grad(loss, (h, w))]
 
-        first = once()
-        alike = all(torch.equal(a, b) for _ in range(4) for a, b in zip(first, once(), strict=True))
-        h64, w64 = h.detach().bfloat16().double().requires_grad_(), w.detach().bfloat16().double().requires_grad_()
-        exact = torch.nn.functional.cross_entropy(h64 @ w64.T, targets, reduction="sum")
-        wanted = [exact.detach(), *torch.autograd.grad(exact, (h64, w64))]
-        error = {
-            name: float((a.double() - b).norm() / b.norm())
-            for name, a, b in zip(("loss", "d_hidden", "d_weight"), first, wanted, strict=True)
-        }
-        yield {"shape": [rows, vocabulary, width], "alike": alike, "error": error}
+def _loss(rows: int, vocabulary: int, width: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    h = torch.randn(rows, width, device="cuda", requires_grad=True)
+    w = (torch.randn(vocabulary, width, device="cuda") * 0.1).requires_grad_()
+    targets = torch.randint(0, vocabulary, (rows,), device="cuda")
+
+    def once() -> list[torch.Tensor]:
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = linear_cross_entropy(h, w, targets)
+        return [loss.detach(), *torch.autograd.grad(loss, (h, w))]
+
+    h64, w64 = h.detach().bfloat16().double().requires_grad_(), w.detach().bfloat16().double().requires_grad_()
+    exact = F.cross_entropy(h64 @ w64.T, targets, reduction="sum")
+    return _found(("loss", "d_hidden", "d_weight"), once, [exact.detach(), *torch.autograd.grad(exact, (h64, w64))])
 
 
 def perceptron_part(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The perceptron with its GELU inside of the products: as `attention_part`."""
+    """The perceptron with its GELU inside of the products: see `_found`."""
     for dtype in (torch.bfloat16, torch.float16):
         for rows, width in ((1024, 160), (65536, 768), (1000, 1024)):
-            torch.manual_seed(0)
-            shapes = (rows, width), (4 * width, width), (4 * width,), (width, 4 * width), (width,)
-            values = [torch.randn(s, device="cuda") / (1 if i == 0 else s[-1] ** 0.5) for i, s in enumerate(shapes)]
-            leaves = [v.to(dtype).requires_grad_() for v in values]
-            g = torch.randn(rows, width, device="cuda").to(dtype)
-            assert perceptron_cuda.supports(rows, width, dtype, torch.device("cuda", 0)), (
-                "cuBLASLt's GELU does not work here"
-            )
+            yield {
+                "shape": [rows, width],
+                "dtype": str(dtype).removeprefix("torch."),
+            } | _perceptron(rows, width, dtype)
 
-            def once(leaves: list[torch.Tensor] = leaves, g: torch.Tensor = g) -> list[torch.Tensor]:
-                y = perceptron_cuda.perceptron(*leaves)
-                return [y.detach(), *torch.autograd.grad(y, leaves, g)]
 
-            first = once()
-            alike = all(torch.equal(a, b) for _ in range(4) for a, b in zip(first, once(), strict=True))
-            x, w1, b1, w2, b2 = wide = [v.detach().double().requires_grad_() for v in leaves]
-            exact = F.linear(F.gelu(F.linear(x, w1, b1), approximate="tanh"), w2, b2)
-            wanted = [exact.detach(), *torch.autograd.grad(exact, wide, g.double())]
-            error = {
-                name: float((a.double() - b).norm() / b.norm())
-                for name, a, b in zip(("y", "d_x", "d_w1", "d_b1", "d_w2", "d_b2"), first, wanted, strict=True)
-            }
-            yield {"shape": [rows, width], "dtype": str(dtype).removeprefix("torch."), "alike": alike, "error": error}
+def _perceptron(rows: int, width: int, dtype: torch.dtype) -> dict[str, Any]:
+    torch.manual_seed(0)
+    shapes = (rows, width), (4 * width, width), (4 * width,), (width, 4 * width), (width,)
+    values = [torch.randn(s, device="cuda") / (1 if i == 0 else s[-1] ** 0.5) for i, s in enumerate(shapes)]
+    leaves = [v.to(dtype).requires_grad_() for v in values]
+    g = torch.randn(rows, width, device="cuda").to(dtype)
+
+    def once() -> list[torch.Tensor]:
+        y = perceptron_cuda.perceptron(*leaves)
+        return [y.detach(), *torch.autograd.grad(y, leaves, g)]
+
+    x, w1, b1, w2, b2 = wide = [v.detach().double().requires_grad_() for v in leaves]
+    exact = F.linear(F.gelu(F.linear(x, w1, b1), approximate="tanh"), w2, b2)
+    names = ("y", "d_x", "d_w1", "d_b1", "d_w2", "d_b2")
+    return _found(names, once, [exact.detach(), *torch.autograd.grad(exact, wide, g.double())])
 
 
 def runs_part(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -162,6 +158,7 @@ def _resumed(settings: dict[str, Any]) -> dict[str, Any]:
         "norms_equal": list(whole.metrics.grad_norm) == list(again.metrics.grad_norm),
         "weights_equal": _weights(whole) == _weights(again),
         "last_loss": float(whole.metrics.train_loss.iloc[-1]),
+        "arithmetic": whole.info["arithmetic"],
     }
     for finished in (whole, again):
         shutil.rmtree(finished.folder)
