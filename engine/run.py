@@ -29,7 +29,16 @@ from engine.labels import LABELS_FILE, read_labels
 from engine.metrics import METRICS, SAMPLES, Columns
 from engine.paths import runs_dir
 from engine.plan import Plan
-from engine.tables import Signature, TableWriter, file_key, find_problems, read_columns, read_table, table_signature
+from engine.tables import (
+    Signature,
+    TableWriter,
+    file_key,
+    find_problems,
+    read_columns,
+    read_table,
+    read_table_from,
+    table_signature,
+)
 
 SCHEMA_VERSION = 1
 ACTIVE_STATES = ("preparing", "running", "paused")
@@ -120,6 +129,10 @@ class Run:
     def columns(self, *names: str) -> Columns:
         """Some columns of the metrics; the others are not read. They are not to be written into."""
         return read_columns(self.folder, "metrics", METRICS, names)[0]
+
+    def metrics_from(self, step: int) -> pd.DataFrame:
+        """The metrics of a step and of later ones; cheap while a long run grows."""
+        return read_table_from(self.folder, "metrics", METRICS, step)
 
     @property
     def samples(self) -> pd.DataFrame:

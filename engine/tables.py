@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -100,7 +101,7 @@ class TableWriter:
                 path.unlink(missing_ok=True)
         self._open_segments = 0
         if last_step is not None:  # apart from the above: killed in between, there is no gap in the steps
-            _write(joined.filter(pa.compute.field("step") <= last_step), self.path)
+            _write(joined.filter(pc.field("step") <= last_step), self.path)
 
 
 def _set_aside(path: Path) -> bool:
@@ -148,6 +149,12 @@ def read_table(folder: Path, name: str, schema: pa.Schema) -> tuple[pd.DataFrame
     return joined.to_pandas(), _problems(damaged)
 
 
+def read_table_from(folder: Path, name: str, schema: pa.Schema, step: int) -> pd.DataFrame:
+    """The rows of this step and later ones, as `read_table` has them; of files without any, only the steps are read."""
+    joined, _ = _join(folder, name, schema, schema.names, first=step)
+    return joined.filter(pc.field("step") >= step).to_pandas()
+
+
 def read_columns(
     folder: Path, name: str, schema: pa.Schema, columns: Sequence[str]
 ) -> tuple[dict[str, NDArray[Any]], list[str]]:
@@ -190,14 +197,20 @@ def _segment_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names, key=lambda name: int(name[:-8]))]
 
 
-def _join(folder: Path, name: str, schema: pa.Schema, columns: Sequence[str]) -> tuple[pa.Table, list[Path]]:
-    """These columns, and `step`, of all rows that can be read; and the files that cannot."""
+def _join(
+    folder: Path, name: str, schema: pa.Schema, columns: Sequence[str], *, first: int | None = None
+) -> tuple[pa.Table, list[Path]]:
+    """These columns, and `step`, of all rows that can be read; and the files that cannot.
+
+    Args:
+        first: a step; files that end before it are left out.
+    """
     wanted = list(dict.fromkeys(["step", *columns]))
     # Segments are read before the compacted file: what a compaction moves meanwhile is then seen twice, not lost.
     segments = _segment_files(folder / name)
-    newer = [_read_file(path, schema, wanted) for path in segments]
+    newer = [_read_from(path, schema, wanted, first) for path in segments]
     compacted = folder / f"{name}.parquet"
-    oldest = _read_file(compacted, schema, wanted)
+    oldest = _read_from(compacted, schema, wanted, first)
     tables = [table for table, _ in (oldest, *newer) if table is not None]
     damaged = [path for path, (_, bad) in zip([compacted, *segments], [oldest, *newer], strict=True) if bad]
     joined = pa.concat_tables(tables) if tables else schema.empty_table().select(wanted)
@@ -247,6 +260,17 @@ def _read_file(path: Path, schema: pa.Schema, columns: Sequence[str]) -> tuple[p
         raise
     except (OSError, pa.ArrowException, KeyError, ValueError):
         return None, True
+
+
+def _read_from(
+    path: Path, schema: pa.Schema, columns: Sequence[str], first: int | None
+) -> tuple[pa.Table | None, bool]:
+    """`_read_file`, or nothing of a file that ends before the step `first`."""
+    if first is not None:
+        steps, _ = _read_file(path, schema, ["step"])
+        if steps is not None and len(steps) and steps["step"][-1].as_py() < first:
+            return None, False
+    return _read_file(path, schema, columns)
 
 
 def _is_kept(path: Path, columns: Sequence[str]) -> bool:

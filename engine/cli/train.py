@@ -309,7 +309,7 @@ class _JsonReport(_Report):
     def update(self) -> None:
         if self.run.state == "preparing":  # as in the text report
             return
-        metrics = self.run.metrics
+        metrics = self.run.metrics_from(self._step)  # of the last one told the validation may have come since
         for row in metrics[metrics["step"] > self._step].drop(columns="time").to_dict("records"):
             self._print("step", **row)
             self._step = row["step"]

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from engine import tables
 from engine.kept import KeptColumns
 from engine.metrics import METRICS
-from engine.tables import TableWriter, read_columns, read_table, table_signature
+from engine.tables import TableWriter, read_columns, read_table, read_table_from, table_signature
 
 SCHEMA = pa.schema([("step", pa.int64()), ("loss", pa.float64()), ("val_loss", pa.float64()), ("text", pa.string())])
 LOSSES = st.floats(allow_nan=True, allow_infinity=True)
@@ -130,6 +130,13 @@ class TableMachine(RuleBasedStateMachine):
             expected = self.durable[found["step"]]
             assert same(found["loss"], expected["loss"])
             assert found["text"] == expected["text"]
+
+    @invariant()
+    def rows_from_a_step_on_are_the_end_of_all_rows(self) -> None:
+        frame, _ = read_table(self.folder, "t", SCHEMA)
+        for step in (0, *frame["step"].tail(3), 10**9):
+            expected = frame[frame["step"] >= step].reset_index(drop=True)
+            pd.testing.assert_frame_equal(read_table_from(self.folder, "t", SCHEMA, step), expected)
 
     @invariant()
     def absent_and_nan_are_two_things(self) -> None:
