@@ -20,6 +20,7 @@ from engine import float8
 from engine.accelerate import flops_per_token
 from engine.config import TrainConfig
 from engine.distributed import SOLO, Team
+from engine.environment import arithmetic
 from engine.plan import make_plan
 from engine.start import Text
 from engine.step import DTYPES, TrainState, build, compile_model, finished_rows, train_step
@@ -40,6 +41,8 @@ class TrainingSpeed:
         flops: floating-point operations a second, by `engine.accelerate.flops_per_token`.
         matmul_flops: of a large matrix product in the same precision, in the same process.
         peak_gib: GPU: the most that was allocated. CPU: that the process held.
+        computed_with: versions, device, and on a GPU whose kernels.
+        lacking: a sentence for each of the lab's kernels that should work on this device and does not.
     """
 
     tokens_per_s: float
@@ -50,6 +53,8 @@ class TrainingSpeed:
     flops: float
     matmul_flops: float
     peak_gib: float
+    computed_with: dict[str, str]
+    lacking: tuple[str, ...]
 
     @property
     def utilization(self) -> float:
@@ -93,6 +98,8 @@ def measure_training(config: TrainConfig, seconds: float = 10.0) -> TrainingSpee
         flops=tokens / step_s * flops_per_token(config.model),
         matmul_flops=matmul_flops(device, config.precision),
         peak_gib=peak,
+        computed_with=arithmetic(config) | dict(state.kernels.names),
+        lacking=state.kernels.lacking,
     )
 
 

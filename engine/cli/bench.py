@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
@@ -82,6 +83,9 @@ def _train(options: argparse.Namespace) -> int:
     print(f"  {speed.matmul_flops / 1e12:12,.3f} TFLOP/s of a large matrix product, the limit")
     print(f"  {speed.utilization:12.1%} of it")
     print(f"  {speed.peak_gib:12,.2f} GiB at most")
+    print(f"computed with {', '.join(f'{what} {which}' for what, which in speed.computed_with.items())}")
+    for sentence in speed.lacking:
+        print(sentence, file=sys.stderr)
     return DONE
 
 
@@ -149,9 +153,14 @@ _MEASURES: dict[str, Callable[[argparse.Namespace], int]] = {
 
 def _resolved(options: argparse.Namespace) -> TrainConfig:
     """The settings, with what `auto` and 0 stand for on this machine."""
-    config = from_dict(given_settings(options))
     from engine.environment import default_threads, resolve_device
+    from engine.start import device_problems
 
+    values = given_settings(options)
+    try:
+        config = from_dict(values)
+    except ConfigError as error:
+        raise ConfigError([*error.problems, *device_problems(values, error.problems)]) from error
     device, precision = resolve_device(config.device, config.precision)
     return replace(
         config,

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
 from engine.accelerate import flops_per_token
 from engine.bench.watch import Segment, WatchingCost
@@ -29,6 +30,7 @@ def test_training_is_measured_beside_matrix_products(capsys: pytest.CaptureFixtu
     assert 0 < told["utilization"] < 1
     assert 0 < told["first_step_s"] <= told["warm_up_s"]
     assert told["config"]["precision"] == "fp32" and told["config"]["compile"] == "auto"
+    assert told["computed_with"]["PyTorch"] == torch.__version__ and told["lacking"] == []
 
 
 def test_memory_is_measured_in_a_fresh_process(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,6 +57,7 @@ def test_watching_is_held_against_the_paces_before_and_after() -> None:
     [
         (["train", "--batch-size", "0", "--dropout", "7"], ("batch_size", "dropout")),
         (["train", "--device", "cuda:7"], ("does not exist",)),
+        (["train", "--device", "cuda:7", "--batch-size", "0"], ("does not exist", "batch_size")),
         (["memory", "--precision", "fp16", "--device", "cpu"], ("fp16",)),
     ],
 )
