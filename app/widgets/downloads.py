@@ -96,6 +96,7 @@ class _Made:
 
 
 _made: dict[str, _Made] = {}  # by the secret part of their address
+_under_way: set[Path] = set()  # folders whose file is being written
 
 
 def _make(file: Download) -> str:
@@ -104,21 +105,26 @@ def _make(file: Download) -> str:
         if time.monotonic() - old.time > KEPT_S and _made.pop(token, None):
             old.delete()
     folder = Path(tempfile.mkdtemp(prefix="lab-download-"))
+    _under_way.add(folder)
     try:
         file.write(folder / "file")
+        token = secrets.token_urlsafe(16)
+        _made[token] = _Made(folder / "file", file.file_name, time.monotonic())  # it may have taken minutes
     except BaseException:  # also Streamlit's, when the page is left meanwhile
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    token = secrets.token_urlsafe(16)
-    _made[token] = _Made(folder / "file", file.file_name, time.monotonic())  # it may have taken minutes
+    finally:
+        _under_way.discard(folder)
     return f"lab/file/{token}"
 
 
 def forget() -> None:
-    """Delete what no browser came for; the server ends."""
+    """Delete what no browser came for, and what is half written; the server ends."""
     for token in list(_made):
         if made := _made.pop(token, None):
             made.delete()
+    for folder in list(_under_way):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def answer(request: Request) -> Response:

@@ -229,6 +229,23 @@ def test_a_file_is_given_out_once_and_to_nobody_else(monkeypatch: pytest.MonkeyP
     assert not list(folder.iterdir())
 
 
+def test_a_file_half_written_when_the_server_ends_is_deleted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+
+    def write(path: Path) -> None:
+        path.write_text("half of it")
+        assert len(list(folder.iterdir())) == 1
+        downloads.forget()
+        assert not list(folder.iterdir())
+        raise OSError(errno.ENOENT, "the other half finds no folder")
+
+    with pytest.raises(OSError, match="other half"):
+        downloads._make(downloads.Download("Text", "a.txt", write))
+    assert not downloads._under_way and not list(folder.iterdir())
+
+
 def test_a_folder_is_zipped_whole(tmp_path: Path) -> None:
     zipped(lambda folder: (folder / "a.txt").write_text("x"))(tmp_path / "a.zip")
     assert zipfile.ZipFile(tmp_path / "a.zip").read("a.txt") == b"x"
