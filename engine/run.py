@@ -127,7 +127,11 @@ class Run:
         return read_table(self.folder, "metrics", METRICS)[0]
 
     def columns(self, *names: str) -> Columns:
-        """Some columns of the metrics; the others are not read. They are not to be written into."""
+        """Some columns of the metrics; the others are not read. They are not to be written into.
+
+        Raises:
+            KeyError: the metrics have no such column.
+        """
         return read_columns(self.folder, "metrics", METRICS, names)[0]
 
     def metrics_from(self, step: int) -> pd.DataFrame:

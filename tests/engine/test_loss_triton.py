@@ -1,0 +1,49 @@
+"""engine.loss_triton: its kernel by Triton's interpreter, where Triton is; on a card, tests/gpu/repeat.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from engine.paths import PROJECT
+
+SHAPES = [(3, 64, 57), (2, 4160, 4097), (1, 8256, 8200), (2, 12_352, 12_345)]  # rows, columns, vocabulary
+
+
+def errors() -> None:
+    """Print the largest error of losses and gradients, and of the padding, for each shape; a process of its own, as
+    Triton reads TRITON_INTERPRET when it is loaded."""
+    import torch
+    from torch.nn import functional as F
+
+    from engine.loss_triton import compiled_rows
+
+    for rows, width, vocabulary in SHAPES:
+        logits = 5 * torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
+        targets = torch.tensor([vocabulary - 1, 0, 3][:rows])
+        exact = logits[:, :vocabulary].double().requires_grad_()
+        wanted = F.cross_entropy(exact, targets, reduction="none")
+        (gradient,) = torch.autograd.grad(wanted.sum(), exact)
+        alone, losses = torch.empty(rows), torch.empty(rows)
+        compiled_rows(logits.clone(), targets, alone, vocabulary, False)
+        compiled_rows(logits, targets, losses, vocabulary, True)
+        assert torch.equal(alone, losses) and not logits[:, vocabulary:].any()
+        print(float((losses - wanted).abs().max()), float((logits[:, :vocabulary] - gradient).abs().max()))
+
+
+def test_its_losses_and_gradients_are_the_formulas() -> None:
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-c", "from tests.engine.test_loss_triton import errors; errors()"],
+        cwd=PROJECT,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = [float(number) for number in done.stdout.split()]
+    assert len(found) == 2 * len(SHAPES) and max(found) < 5e-6
