@@ -262,9 +262,10 @@ def own_attention(qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
 
 
 def beside_pytorch(size: int, dtype: torch.dtype, device: torch.device) -> Pairs:
-    """Result and gradient for heads of a size by `own_attention` and PyTorch, at contexts with and without a rest."""
+    """Result and gradient for heads of a size by `own_attention` and PyTorch, at contexts with and without a rest, and
+    long enough for the loops of the kernels to overlap their loads."""
     heads, generator = 3, torch.Generator(device).manual_seed(0)
-    for time in (ALIGNED, ALIGNED - 1):
+    for time in (4 * ALIGNED, 4 * ALIGNED - 1):
         qkv = torch.randn(2, time, 3 * heads * size, generator=generator, device=device).to(dtype).requires_grad_()
         g = torch.randn(2, time, heads * size, generator=generator, device=device).to(dtype)
         both = (_results(attend, qkv, heads, g) for attend in (own_attention, fused_attention))

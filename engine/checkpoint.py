@@ -3,7 +3,7 @@
     step-000400/model.safetensors       weights, fp32
                 optimizer.safetensors   optimizer state, and the RNG states as bytes
                 state.json              counters, data position, optimizer scalars, gradient scaler
-                manifest.json           step, losses, config, and size and SHA-256 of the files above
+                manifest.json           step, losses, config, what computed it, and size and SHA-256 of the files above
 
 A checkpoint is written beside its place and renamed into it, so one that has a name is whole. Sizes are checked when
 checkpoints are listed, hashes when one is loaded. Listing needs no torch.
@@ -19,7 +19,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ class Checkpoint:
         bytes: size of its files together.
         progress: step, epoch, tokens, elapsed_s, train_loss, val_loss and so on at that step.
         saved: when, in UTC.
+        arithmetic: what computed it, see `engine.arithmetic`; {} when it does not say.
         problem: "" when it is whole as far as sizes tell, else what is wrong with it.
     """
 
@@ -53,6 +54,7 @@ class Checkpoint:
     progress: Mapping[str, Any]
     saved: str
     problem: str = ""
+    arithmetic: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def run_id(self) -> str:
@@ -108,7 +110,9 @@ def _describe(folder: Path) -> Checkpoint:
         progress = dict(manifest["progress"])
         if progress["step"] != step:
             raise CheckpointError("its manifest belongs to another step")
-        return Checkpoint(folder, step, size, progress, str(manifest["saved"]))
+        told = manifest.get("arithmetic")
+        arithmetic = {str(name): str(value) for name, value in told.items()} if isinstance(told, dict) else {}
+        return Checkpoint(folder, step, size, progress, str(manifest["saved"]), arithmetic=arithmetic)
     except CheckpointError as error:
         return Checkpoint(folder, step, 0, {}, "", str(error))
     except (KeyError, TypeError, ValueError):
@@ -226,7 +230,13 @@ def load(checkpoint: Checkpoint, *, weights_only: bool = False) -> Contents:
     return Contents(model, optimizer, state)
 
 
-def save(run_folder: Path, contents: Contents, progress: Mapping[str, Any], config: Mapping[str, Any]) -> Checkpoint:
+def save(
+    run_folder: Path,
+    contents: Contents,
+    progress: Mapping[str, Any],
+    config: Mapping[str, Any],
+    arithmetic: Mapping[str, str] | None = None,
+) -> Checkpoint:
     """Write a checkpoint for the step in `progress`, whole or not at all.
 
     A run passes each step once, so a sound checkpoint that is there already holds the same state and is kept.
@@ -236,6 +246,7 @@ def save(run_folder: Path, contents: Contents, progress: Mapping[str, Any], conf
         contents: weights, optimizer and counters.
         progress: step, losses and so on, for lists.
         config: the settings it was trained with, so that the folder can be understood alone.
+        arithmetic: what computed it, see `engine.arithmetic`.
 
     Raises:
         OSError: the disk is full or cannot be written; nothing is left behind.
@@ -266,6 +277,7 @@ def save(run_folder: Path, contents: Contents, progress: Mapping[str, Any], conf
             "saved": saved,
             "progress": dict(progress),
             "config": dict(config),
+            "arithmetic": dict(arithmetic or {}),
             "files": files,
         }
         _write_text(temporary / "manifest.json", manifest)
@@ -275,7 +287,9 @@ def save(run_folder: Path, contents: Contents, progress: Mapping[str, Any], conf
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return Checkpoint(target, step, sum(f["bytes"] for f in files.values()), dict(progress), saved)
+    return Checkpoint(
+        target, step, sum(f["bytes"] for f in files.values()), dict(progress), saved, arithmetic=dict(arithmetic or {})
+    )
 
 
 def _save_tensors(save_file: Any, tensors: dict[str, Tensor], path: Path) -> None:

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ TIMEOUT = timedelta(minutes=10)  # of a rank that hangs; one that dies is notice
 _SEEDS_APART = 1_000_003  # between the dropout of one rank and the next
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+T = TypeVar("T")
 
 
 class Team:
@@ -114,6 +115,13 @@ class Team:
             dist.all_reduce(value)
             value /= self.world.size
         return value
+
+    def gather(self, value: T) -> list[T]:
+        """The value of each rank, in order, on rank 0; on another rank its own alone."""
+        values: list[Any] | None = [None] * self.world.size if self.world.rank == 0 else None
+        if self.world.size > 1:
+            dist.gather_object(value, values)
+        return values if values and self.world.size > 1 else [value]
 
     def random_states(self, device: torch.device) -> dict[str, Tensor]:
         """The states of all ranks' random generators by name; on ranks other than 0 only their own."""

@@ -17,7 +17,6 @@ from typing import Any
 
 import psutil
 
-from engine.config import TrainConfig
 from engine.errors import ConfigError, Problem
 
 GIB = 2**30
@@ -239,32 +238,6 @@ _FP16_ON_CPU = (
 )
 _FP8_CARDS = "NVIDIA's cards from Ada and Hopper on (compute capability 8.9)"
 _FP8_ON_CPU = f"fp8 trains on a GPU only: of all devices, {_FP8_CARDS} multiply in it. Use fp32 or bf16."
-
-
-def arithmetic(config: TrainConfig) -> dict[str, str]:
-    """What decides how a run rounds, besides its settings: with another, its last bits may be others. Loads torch.
-
-    Args:
-        config: resolved.
-    """
-    import torch
-
-    facts = {"PyTorch": str(torch.__version__)}
-    if config.device == "cpu":
-        facts["processor"] = f"{processor_name()} ({torch.backends.cpu.get_cpu_capability()})"
-    else:
-        facts["GPU"] = torch.cuda.get_device_name(config.device)
-        facts["Triton"] = _version("triton")
-    if config.optimizer != "adamw":
-        facts["bitsandbytes"] = _version("bitsandbytes")
-    return facts
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
 
 
 def versions() -> dict[str, Any]:

@@ -89,6 +89,13 @@ def storage_sentence(error: OSError, path: Path) -> str:
     return f"{path} cannot be used: {error.strerror or error}."
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: of PyTorch, Python and the libraries, each says it in its own way."""
+    words = str(error).lower()
+    told = ("out of memory", "can't allocate memory", "bad_alloc", "alloc_failed")
+    return isinstance(error, MemoryError) or any(word in words for word in told)
+
+
 def first_line(error: BaseException) -> str:
     """What an error of a library says, short enough for a sentence: its kind, and the first line of its message."""
     lines = str(error).strip().splitlines()

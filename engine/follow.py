@@ -13,12 +13,12 @@ from engine.checkpoint import find_checkpoint
 from engine.config import from_dict
 from engine.distributed import Team
 from engine.environment import resolve_device
-from engine.errors import DivergedError, LabError, RunError
+from engine.errors import DivergedError, LabError, RunError, is_out_of_memory
 from engine.plan import Plan
 from engine.run import ActiveRun
 from engine.start import open_text
 from engine.step import TrainState, compile_model, start_state, train_step
-from engine.train import is_out_of_memory, out_of_memory
+from engine.train import out_of_memory
 
 
 def begin(team: Team, run: ActiveRun) -> None:

@@ -1,13 +1,13 @@
 """Which kernels a device trains best with. What they compute is the same up to rounding.
 
-Each of ours is tried before it is taken, and where it fails PyTorch's own operations do the work.
+Each of ours is tried before it is taken, anew for each run, and where it fails PyTorch's own operations do the work.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,18 +31,18 @@ class Kernels:
     Attributes:
         attend: the fused attention.
         perceptron: one that is faster there than one layer after the other, if there is one.
-        names: whose they are, and the loss's, for the record: other ones round otherwise. {} on a CPU.
+        names: whose they are, and the loss's; empty on a CPU.
         lacking: a sentence for each of ours that should work on such a device and does not.
     """
 
     attend: Attend = fused_attention
     perceptron: Perceptron | None = None
-    names: tuple[tuple[str, str], ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
     lacking: tuple[str, ...] = ()
 
 
 def choose_kernels(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> Kernels:
-    """The kernels to train with; they are tried here the first time, which takes a second or so on a GPU.
+    """The kernels to train with; to try them takes a GPU a second or so, once they are compiled less.
 
     Args:
         config: resolved.
@@ -51,62 +51,56 @@ def choose_kernels(config: TrainConfig, dtype: torch.dtype, device: torch.device
     """
     if device.type != "cuda":
         return Kernels()
-    model = config.model
-    size = 0 if config.attention_impl == "manual" or config.dropout else model.width // model.heads
-    attend, no_attention = _attention(size, dtype, device)
-    width = 0 if config.precision == "fp8" else model.width
-    perceptron, no_perceptron = _perceptron(config.batch_size * model.context_length, width, dtype, device)
+    reasons = {}
+    attend: Attend = fused_attention
+    if wants_attention(config, dtype):
+        reasons["attention"] = why_not(partial(_attention_trial, config, dtype, device), device)
+        if not reasons["attention"]:
+            from engine.attention_cuda import own_attention as attend
+    perceptron: Perceptron | None = None
+    if wants_perceptron(config, dtype, device):
+        reasons["perceptron"] = why_not(partial(_perceptron_trial, config, dtype, device), device)
+        if not reasons["perceptron"]:
+            from engine.perceptron_cuda import perceptron
     from engine.loss_cuda import row_kernel
 
-    _, no_rows = row_kernel(dtype, device)
-    names = {
-        "attention": PYTORCH if attend is fused_attention else TRITON,
-        "perceptron": CUBLASLT if perceptron else PYTORCH,
-        "loss": PYTORCH if no_rows else TRITON,
-    }
-    reasons = {"attention": no_attention, "perceptron": no_perceptron, "loss": no_rows}
-    lacking = [
-        f"The lab's own kernel for the {what} cannot be used here, so a step takes longer: {reason}"
-        for what, reason in reasons.items()
-        if reason
-    ]
-    return Kernels(attend, perceptron, tuple(names.items()), tuple(lacking))
+    row_kernel.cache_clear()  # its last answer may have been of a GPU that was full
+    _, reasons["loss"] = row_kernel(dtype, device)
+    ours = {"attention": TRITON, "perceptron": CUBLASLT, "loss": TRITON}
+    return Kernels(
+        attend,
+        perceptron,
+        {what: PYTORCH if reasons.get(what, "not wanted") else whose for what, whose in ours.items()},
+        tuple(
+            f"The lab's own kernel for the {what} cannot be used here, so a step takes longer: {reason}"
+            for what, reason in reasons.items()
+            if reason
+        ),
+    )
 
 
-@functools.cache
-def _attention(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Attend, str]:
-    """The attention for heads of a size, and why it is not ours where it should be.
-
-    Ours has gradients that repeat at no cost in time. It has no dropout, and writes out no weights: size 0 stands for
-    both.
-    """
-    if dtype not in HALF or size not in HEAD_SIZES:
-        return fused_attention, ""
-
-    def beside_pytorch() -> Pairs:
-        from engine import attention_cuda
-
-        return attention_cuda.beside_pytorch(size, dtype, device)
-
-    if reason := why_not(beside_pytorch, device):
-        return fused_attention, reason
-    from engine.attention_cuda import own_attention
-
-    return own_attention, ""
+def wants_attention(config: TrainConfig, dtype: torch.dtype) -> bool:
+    """Whether ours is meant for it: its gradients repeat at no cost in time. It has no dropout."""
+    size = config.model.width // config.model.heads
+    return config.attention_impl == "sdpa" and config.dropout == 0 and dtype in HALF and size in HEAD_SIZES
 
 
-@functools.cache
-def _perceptron(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[Perceptron | None, str]:
-    """The perceptron, if there is one that pays, and why there is none where there should be.
+def wants_perceptron(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether ours is meant for it. Layers in fp8 have products of their own."""
+    from engine.perceptron_cuda import ALIGNED
 
-    Args:
-        rows: positions of a batch.
-        width: D; 0 where the layers multiply in 8 bits.
-    """
+    suits = config.precision != "fp8" and dtype in HALF and config.model.width % ALIGNED == 0
+    return suits and torch.cuda.get_device_capability(device) == HOPPER
+
+
+def _attention_trial(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> Pairs:
+    from engine import attention_cuda  # needs Triton
+
+    return attention_cuda.beside_pytorch(config.model.width // config.model.heads, dtype, device)
+
+
+def _perceptron_trial(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> Pairs:
     from engine import perceptron_cuda
 
-    suits = dtype in HALF and width > 0 and width % perceptron_cuda.ALIGNED == 0
-    if not suits or torch.cuda.get_device_capability(device) != HOPPER:
-        return None, ""
-    reason = why_not(lambda: perceptron_cuda.beside_pytorch(rows, width, dtype, device), device)
-    return (None, reason) if reason else (perceptron_cuda.perceptron, "")
+    rows = config.batch_size * config.model.context_length
+    return perceptron_cuda.beside_pytorch(rows, config.model.width, dtype, device)

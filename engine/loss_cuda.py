@@ -21,6 +21,7 @@ from engine.loss import plain_rows
 from engine.moments import LOSS_BLOCK_BYTES, LOSS_PADDING
 from engine.trial import Pairs, why_not
 
+STRETCH = 8192  # columns that the kernel reads at a time
 Rows = Callable[[Tensor, Tensor, Tensor, int, bool], None]  # see `engine.loss.plain_rows`
 
 
@@ -87,15 +88,22 @@ def row_kernel(dtype: torch.dtype, device: torch.device) -> tuple[Rows, str]:
 
 
 def _beside_pytorch(dtype: torch.dtype, device: torch.device) -> Pairs:
-    """Losses and gradients of some rows by one kernel and by PyTorch's operations."""
+    """Losses and gradients of some rows, wide enough for the kernel to read several stretches, and by PyTorch.
+
+    Logits are large, and larger from stretch to stretch. Probabilities are compared apart from the targets' -1, beside
+    which they are next to nothing.
+    """
     from engine.loss_triton import compiled_rows
 
-    width, generator = 2 * LOSS_PADDING, torch.Generator(device).manual_seed(0)
-    logits = torch.randn(3, width, generator=generator, device=device).to(dtype)
-    targets = torch.arange(3, device=device)
+    width, vocabulary, generator = 3 * STRETCH, 3 * STRETCH - 7, torch.Generator(device).manual_seed(0)
+    growing = torch.linspace(1, 4, width, device=device)
+    logits = (growing * torch.randn(3, width, generator=generator, device=device)).to(dtype)
+    targets = torch.tensor([3, STRETCH + 5, vocabulary - 1], device=device)
     results = []
     for rows in (compiled_rows, plain_rows):
-        gradients, losses = logits.clone(), torch.empty(3, device=device)
-        rows(gradients, targets, losses, width - 7, True)
-        results.append((losses, gradients))
+        gradients, losses, alone = logits.clone(), torch.empty(3, device=device), torch.empty(3, device=device)
+        rows(logits.clone(), targets, alone, vocabulary, False)
+        rows(gradients, targets, losses, vocabulary, True)
+        at_targets = gradients.gather(1, targets[:, None])
+        results.append((alone, losses, at_targets, gradients.scatter(1, targets[:, None], 0.0)))
     return zip(*results, strict=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.config import TrainConfig, label
 from engine.environment import give_back_memory, memory_bounded
-from engine.errors import RunBusyError
+from engine.errors import RunBusyError, is_out_of_memory
 from engine.plan import Plan
 from engine.run import Run, device_lock
 
@@ -108,7 +108,7 @@ def measure_pace(plan: Plan, seconds: float = 4.0) -> Pace:
         OutOfMemoryError: it says what would fit.
         ConfigError, LabError: as a run with these settings would.
     """
-    from engine.train import is_out_of_memory, let_go, out_of_memory
+    from engine.train import let_go, out_of_memory
 
     lock = device_lock(plan.config.device)
     if not lock.acquire(note="", patience_s=0.3):

@@ -28,6 +28,7 @@ GELU_AUX_BIAS, DGELU = 164, 192
 COMPUTE_FP32, FP32 = 68, 0
 MAX_SCRATCH = 1
 SCRATCH_BYTES = 32 * 2**20  # without any, DGELU becomes a kernel of its own
+NO_MEMORY = 3  # a status
 TYPES = {torch.bfloat16: 14, torch.float16: 2}
 ALIGNED = 8  # widths have to be a multiple of it
 
@@ -59,8 +60,20 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL(loaded.pop())
 
 
+def cublas_version() -> str:
+    """Of the cuBLASLt that this process has loaded, as its header writes it; "unknown" where that can't be told."""
+    try:
+        version = _library().cublasLtGetVersion
+    except (OSError, AttributeError):
+        return "unknown"
+    version.restype = ctypes.c_size_t
+    return str(version())
+
+
 def _call(name: str, *arguments: Any) -> None:
     status = getattr(_library(), name)(*arguments)
+    if status == NO_MEMORY:
+        raise torch.OutOfMemoryError(f"{name}: out of memory")
     if status:
         raise RuntimeError(f"{name} failed with status {status}")
 
@@ -218,14 +231,15 @@ def beside_pytorch(rows: int, width: int, dtype: torch.dtype, device: torch.devi
         _plan(torch.cuda.current_device(), dtype, rows, width, 4 * width, epilogue)
     generator = torch.Generator(device).manual_seed(0)
     shapes = ((64, width), (4 * width, width), (4 * width,), (width, 4 * width), (width,))
-    values = [torch.randn(s, generator=generator, device=device) / s[-1] ** 0.5 for s in shapes]
-    values = [v.to(dtype).requires_grad_() for v in values]
-    return zip(_results(perceptron, values), _results(_plain, values), strict=True)
+    x, *weights = (torch.randn(s, generator=generator, device=device) for s in shapes)
+    values = [v.to(dtype).requires_grad_() for v in (x, *(w / w.size(-1) ** 0.5 for w in weights))]
+    g = torch.randn(x.shape, generator=generator, device=device).to(dtype)
+    return zip(_results(perceptron, values, g), _results(_plain, values, g), strict=True)
 
 
-def _results(layer: Callable[..., Tensor], values: list[Tensor]) -> list[Tensor]:
+def _results(layer: Callable[..., Tensor], values: list[Tensor], g: Tensor) -> list[Tensor]:
     y = layer(*values)
-    return [y, *torch.autograd.grad(y.float().square().sum(), values)]
+    return [y, *torch.autograd.grad(y, values, g)]
 
 
 def _plain(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from engine.accelerate import COMPILE_AT_STEP, Recorder, compile_stack, compiles, records
+from engine.arithmetic import arithmetic, of_all_ranks
 from engine.checkpoint import Checkpoint, Contents, load
 from engine.config import TrainConfig
 from engine.data import Tokens, TrainingWindows
@@ -113,6 +114,8 @@ class TrainState:
             update is applied), and fp16's scale.
         kernels: what the model computes with.
         recorder: replays what it has recorded of a step.
+        arithmetic: on rank 0, what decides how all processes round; see `engine.arithmetic`.
+        lacking: on rank 0, a sentence for each kernel that should work and does not, in any process.
         parallel: the model's loss with gradients averaged over a team's processes; None in one that trains alone.
         team: the processes that train together; here, and for the most part, one.
         step: optimizer steps done.
@@ -132,6 +135,8 @@ class TrainState:
     results: Tensor
     kernels: Kernels
     recorder: Recorder
+    arithmetic: dict[str, str] = field(default_factory=dict)
+    lacking: tuple[str, ...] = ()
     parallel: Loss | None = None
     team: Team = SOLO
     step: int = 0
@@ -175,6 +180,8 @@ def start_state(
     state = build(plan, text, initialize=start_from is None, team=team)
     if start_from is not None:
         restore(state, start_from, same_text=same_text, same_optimizer=same_optimizer)
+    told = team.gather((arithmetic(plan, state.kernels), state.kernels.lacking))
+    state.arithmetic, state.lacking = of_all_ranks(told)
     state.watch.begin_peak(state.device)
     return state
 

@@ -150,7 +150,8 @@ def read_table(folder: Path, name: str, schema: pa.Schema) -> tuple[pd.DataFrame
 
 
 def read_table_from(folder: Path, name: str, schema: pa.Schema, step: int) -> pd.DataFrame:
-    """The rows of this step and later ones, as `read_table` has them; of files without any, only the steps are read."""
+    """The rows of this step and later ones, as `read_table` has them. Of large files without any, only the steps are
+    read."""
     joined, _ = _join(folder, name, schema, schema.names, first=step)
     return joined.filter(pc.field("step") >= step).to_pandas()
 
@@ -268,7 +269,8 @@ def _read_from(
     """`_read_file`, or nothing of a file that ends before the step `first`."""
     if first is not None:
         steps, _ = _read_file(path, schema, ["step"])
-        if steps is not None and len(steps) and steps["step"][-1].as_py() < first:
+        last = steps["step"][-1].as_py() if steps is not None and len(steps) else None
+        if last is not None and last < first:
             return None, False
     return _read_file(path, schema, columns)
 

@@ -16,8 +16,16 @@ from typing import TYPE_CHECKING, Any
 from engine.checkpoint import prune, save
 from engine.config import TrainConfig, to_dict
 from engine.control import Control
-from engine.environment import GIB, arithmetic, give_back_memory, has_bf16, memory_bounded, memory_within_reach
-from engine.errors import DivergedError, LabError, OutOfMemoryError, TrainingError, first_line, storage_sentence
+from engine.environment import GIB, give_back_memory, has_bf16, memory_bounded, memory_within_reach
+from engine.errors import (
+    DivergedError,
+    LabError,
+    OutOfMemoryError,
+    TrainingError,
+    first_line,
+    is_out_of_memory,
+    storage_sentence,
+)
 from engine.fit import what_would_fit
 from engine.memory import estimate_memory
 from engine.plan import Plan
@@ -101,11 +109,10 @@ def _train(run: ActiveRun, control: Control, team: Team | None) -> None:
 
 
 def _begin(run: ActiveRun, state: TrainState) -> None:
+    from engine.arithmetic import rounds_otherwise
     from engine.optimizer import fallback_note
 
     config = state.config
-    before, now = run.reader.info.get("arithmetic"), arithmetic(config) | dict(state.kernels.names)
-    run.note(parameters=sum(p.numel() for p in state.model.parameters()), arithmetic=now)
     if run.is_branch:
         assert run.start_from
         run.event("started", f"Branched from {run.start_from.run_id} at step {state.step:,}.")
@@ -113,36 +120,20 @@ def _begin(run: ActiveRun, state: TrainState) -> None:
             run.event("warning", f"The optimizer changed to {config.optimizer}; its state starts afresh.")
     elif run.start_from:
         run.event("resumed", f"Resumed at step {state.step:,}.")
-        if sentence := _rounds_otherwise(before, now):
-            run.event("warning", sentence)
     else:
         together = f" by {state.plan.world_size} processes" if state.plan.world_size > 1 else ""
         run.event("started", f"Started on {config.device} in {config.precision}{together}.")
-    for note in (fallback_note(config.optimizer, state.device.type), *state.kernels.lacking):
+    changed = rounds_otherwise(run.start_from.arithmetic, state.arithmetic) if run.start_from else ""
+    for note in (changed, fallback_note(config.optimizer, state.device.type), *state.lacking):
         if note:
             run.event("warning", note)
+    run.note(parameters=sum(p.numel() for p in state.model.parameters()), arithmetic=state.arithmetic)
     run.set_state("running")
-
-
-def _rounds_otherwise(before: Any, now: dict[str, str]) -> str:
-    """The sentence for a run that is resumed by what rounds otherwise than what began it; "" when it is the same."""
-    if not isinstance(before, dict):  # of a run from before this was written down
-        return ""
-    changed = [
-        f"{what} {now.get(what, 'none')} instead of {before.get(what, 'none')}"
-        for what in dict.fromkeys([*before, *now])
-        if before.get(what) != now.get(what)
-    ]
-    if not changed:
-        return ""
-    return (
-        f"Computed otherwise than before: {'; '.join(changed)}. From here on, numbers are those of an unbroken run up "
-        "to rounding, not in every bit."
-    )
 
 
 def _compile(run: ActiveRun, state: TrainState) -> None:
     """Compile the model, and say so; where that fails the run goes on without."""
+    from engine.arithmetic import BLOCKS, NOT_COMPILED
     from engine.step import compile_model
 
     _settle(run, state)
@@ -154,7 +145,13 @@ def _compile(run: ActiveRun, state: TrainState) -> None:
     except Exception as error:  # a compiler can fail in many ways, and none of them need end the run
         if is_out_of_memory(error):
             raise
-        run.event("warning", f"Compilation failed, so training goes on without: {first_line(error)}")
+        run.event(
+            "warning",
+            "Compilation failed, so training goes on without, and its numbers are those of a compiled run up to "
+            f"rounding: {first_line(error)}",
+        )
+        state.arithmetic[BLOCKS] = NOT_COMPILED
+        run.note(arithmetic=state.arithmetic)
         state.plan = dataclasses.replace(state.plan, config=dataclasses.replace(state.config, compile="off"))
     state.watch.other_work_done()
 
@@ -234,7 +231,7 @@ def _save(run: ActiveRun, state: TrainState) -> None:
     state.team.order("save")
     contents = snapshot(state)
     with state.team.writing:
-        checkpoint = save(run.folder, contents, run.progress, to_dict(run.config))
+        checkpoint = save(run.folder, contents, run.progress, to_dict(run.config), state.arithmetic)
         prune(run.folder, run.config.keep_checkpoints)
         run.event("saved", f"Saved a checkpoint at step {state.step:,} ({checkpoint.bytes / 2**20:,.0f} MiB).")
 
@@ -307,16 +304,6 @@ def let_go(error: BaseException) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    words = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or "out of memory" in words
-        or "can't allocate memory" in words
-        or "bad_alloc" in words
-    )
 
 
 def _record_failure(run: ActiveRun, error: LabError) -> None:

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from engine.errors import first_line
+from engine.errors import first_line, is_out_of_memory
 
 TOLERANCE = 0.02  # of a result's norm: several times what bf16 rounds, and far less than any mistake makes
 
@@ -26,16 +26,16 @@ def why_not(beside_pytorch: Callable[[], Pairs], device: torch.device) -> str:
         The reason why it cannot be used, in one line; "" when it can.
 
     Raises:
-        torch.OutOfMemoryError: it says nothing about the kernel.
+        torch.OutOfMemoryError and others that say so: memory ran out, which says nothing about the kernel.
     """
     try:
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             if all(_alike(ours, theirs) for ours, theirs in beside_pytorch()):
                 return ""
         return "it computes something else."
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # no Triton, no C compiler, no headers, another library, a card too old or too new
+        if is_out_of_memory(error):
+            raise
         return first_line(error)
 
 

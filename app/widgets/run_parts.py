@@ -131,13 +131,10 @@ def settings(shot: Snapshot) -> None:
 
 def environment(shot: Snapshot) -> None:
     """Machine and versions with which the run was started, and what last computed it."""
-    facts = shot.info.get("environment")
-    facts = dict(facts) if isinstance(facts, dict) else {}
-    machine, packages = facts.pop("machine", None) or {}, facts.pop("packages", None) or {}
+    facts = _dict(shot.info.get("environment"))
+    machine, packages = _dict(facts.pop("machine", None)), _dict(facts.pop("packages", None))
     processes = {"processes": shot.info["world_size"]} if shot.info.get("world_size", 1) != 1 else {}
-    arithmetic = shot.info.get("arithmetic")
-    arithmetic = arithmetic if isinstance(arithmetic, dict) else {}
-    computed = {f"computed with: {what}": value for what, value in arithmetic.items()}
+    computed = {f"computed with: {what}": value for what, value in _dict(shot.info.get("arithmetic")).items()}
     versions = {name: version for name, version in packages.items() if version}
     rows = {**processes, **facts, **machine, **versions, **computed}
     if not rows:
@@ -145,6 +142,11 @@ def environment(shot: Snapshot) -> None:
         return
     table = pd.DataFrame([(name.replace("_", " "), _fact(value)) for name, value in rows.items()])
     st.dataframe(table.set_axis(["what", "value"], axis=1), hide_index=True)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    """A copy; empty for anything else that a damaged run.json may hold."""
+    return dict(value) if isinstance(value, dict) else {}
 
 
 def _fact(value: Any) -> str:

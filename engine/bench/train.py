@@ -18,9 +18,9 @@ import torch
 
 from engine import float8
 from engine.accelerate import flops_per_token
+from engine.arithmetic import arithmetic
 from engine.config import TrainConfig
 from engine.distributed import SOLO, Team
-from engine.environment import arithmetic
 from engine.plan import make_plan
 from engine.start import Text
 from engine.step import DTYPES, TrainState, build, compile_model, finished_rows, train_step
@@ -98,7 +98,7 @@ def measure_training(config: TrainConfig, seconds: float = 10.0) -> TrainingSpee
         flops=tokens / step_s * flops_per_token(config.model),
         matmul_flops=matmul_flops(device, config.precision),
         peak_gib=peak,
-        computed_with=arithmetic(config) | dict(state.kernels.names),
+        computed_with=arithmetic(state.plan, state.kernels),
         lacking=state.kernels.lacking,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.cli.common import DONE, add_setting_flags, given_settings, run_command
 from engine.config import TrainConfig, from_dict
-from engine.errors import ConfigError, Problem
+from engine.errors import ConfigError, Problem, is_out_of_memory
 from engine.memory import GIB, estimate_memory
 
 EXAMPLES = """examples:
@@ -174,8 +174,6 @@ def _resolved(options: argparse.Namespace) -> TrainConfig:
 
 
 def _or_out_of_memory(config: TrainConfig, measure: Callable[[], Any]) -> Any:
-    from engine.train import is_out_of_memory
-
     try:
         return measure()
     except (MemoryError, RuntimeError) as error:

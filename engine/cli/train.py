@@ -112,6 +112,8 @@ def _main(options: argparse.Namespace, team: Team | None = None) -> int:
             outcome = _train(run, control, team)
             report.over = True
         report.end(outcome)  # torchrun's SIGTERM, which follows on the death of another rank, must not silence it
+        with suppress(BrokenPipeError):
+            sys.stdout.flush()
     return FAILED if outcome else DONE
 
 
@@ -162,14 +164,17 @@ def _train(run: ActiveRun, control: Control, team: Team | None) -> LabError | No
 def _signals(control: Control, report: _Report) -> Iterator[None]:
     """The first SIGINT or SIGTERM asks the run to stop and save; a second SIGINT ends it at once.
 
-    When training is over by then, the first one does nothing: the outcome is about to be told.
+    After training, when the outcome is about to be told, the first of them does nothing.
     """
+    too_late = 0
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if control.stopping and number == signal.SIGINT:
+        nonlocal too_late
+        too_late += report.over
+        if number == signal.SIGINT and (too_late > 1 if report.over else control.stopping):
             raise KeyboardInterrupt
-        control.apply("stop")
         if not report.over:
+            control.apply("stop")
             report.stopping()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

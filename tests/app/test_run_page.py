@@ -280,7 +280,10 @@ def test_what_computed_a_run_is_told_beside_the_machine(make_run: Make) -> None:
     facts = {"machine": {"device_name": "NVIDIA H100", "threads": 8}, "packages": {"torch": "2.13.0", "numpy": None}}
     make_run(PARENT, environment=facts, arithmetic={"GPU": "NVIDIA L4", "loss": "Triton"})
     make_run(CHILD, environment=facts, arithmetic=3)
-    tables = [AppTest.from_function(page, args=(run,)).run().dataframe[0].value for run in (PARENT, CHILD)]
+    make_run(GRANDCHILD, environment={"machine": "fast", "packages": 3})
+    pages = [AppTest.from_function(page, args=(run,)).run() for run in (PARENT, CHILD, GRANDCHILD)]
+    assert not pages[2].exception and "did not record" in pages[2].caption[0].value
+    tables = [page.dataframe[0].value for page in pages[:2]]
     found, without = ([tuple(row) for row in table.to_numpy()] for table in tables)
     assert without == [("device name", "NVIDIA H100"), ("threads", "8"), ("torch", "2.13.0")]
     assert found == [*without, ("computed with: GPU", "NVIDIA L4"), ("computed with: loss", "Triton")]

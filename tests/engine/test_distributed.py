@@ -122,6 +122,7 @@ def test_two_processes_train_as_one_and_stop_together_and_one_goes_on() -> None:
     assert run.state == "stopped" and 2 <= stopped_at < 24, run.info.get("error")
     assert run.checkpoints[-1].step == stopped_at
     assert run.info["world_size"] == 2 and run.config.grad_accum_steps == 1
+    assert set(run.info["arithmetic"]) == {"PyTorch", "processor"}  # the other process has the same
     assert run.info["progress"]["position"] == stopped_at * 4
     assert run.metrics.iloc[-1].tokens == stopped_at * 4 * 16
 

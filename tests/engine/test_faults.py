@@ -582,22 +582,47 @@ def test_a_signal_stops_and_saves(
     _equals(run, unbroken)
 
 
+END = """
+import os, sys, engine.cli.train as cli
+for report in (cli._TextReport, cli._JsonReport):
+    def end(self, error, end=report.end):
+        os.kill(os.getpid(), {number})
+        end(self, error)
+    report.end = end
+{then}
+sys.exit(cli.main(sys.argv[1:]))
+"""
+KILLED = "main = cli._main; cli._main = lambda *given: (main(*given), os.kill(os.getpid(), 9))"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("more", [[], ["--json"]])
-def test_a_signal_after_the_end_leaves_the_outcome_to_be_told(number: int, more: list[str]) -> None:
-    """As torchrun's SIGTERM does when a rank has died: rank 0 had written down the failure, but not said it yet."""
-    script = (
-        "import os, sys, engine.cli.train as cli\n"
-        "for report in (cli._TextReport, cli._JsonReport):\n"
-        f"    def end(self, error, end=report.end): os.kill(os.getpid(), {number}); end(self, error)\n"
-        "    report.end = end\n"
-        "sys.exit(cli.main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", script, *FLAGS, *more]
-    process = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=100)
+@pytest.mark.parametrize("then", ["", KILLED])
+def test_a_signal_after_the_end_leaves_the_outcome_to_be_told(number: int, more: list[str], then: str) -> None:
+    """As torchrun's SIGTERM does when a rank has died: rank 0 had written down the failure, but not said it yet. What
+    it said is out by then, and no longer in a buffer."""
+    command = [sys.executable, "-c", END.format(number=number, then=then), *FLAGS, *more]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=100)
     run = _only()
-    assert process.returncode == 0 and "Stopping" not in process.stderr, process.stderr
+    assert process.returncode == (-9 if then else 0) and "Stopping" not in process.stderr, process.stderr
     assert run.state == "completed" and run.id in process.stdout.splitlines()[-1]
+
+
+def test_an_impatient_ctrl_c_leaves_the_outcome_to_be_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run was stopped and saved by the first one."""
+    end = engine.cli.train._TextReport.end
+
+    def end_disturbed(self: Any, error: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        end(self, error)
+
+    monkeypatch.setattr(engine.cli.train._TextReport, "end", end_disturbed)
+    _at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert engine.cli.train.main(FLAGS) == 0
+    assert f"--resume {_only().id}" in capsys.readouterr().out and _only().state == "stopped"
 
 
 def test_a_second_ctrl_c_stops_at_once(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import pytest
 import torch
@@ -37,17 +38,30 @@ def test_it_is_two_layers_with_a_gelu_between(monkeypatch: pytest.MonkeyPatch) -
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("right", [True, False])
-def test_it_is_tried_beside_pytorchs_layers(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def expand_silu(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    before = F.linear(x, weight, bias)
+    return F.silu(before), before
+
+
+def silu_backward(d_y: Tensor, weight: Tensor, before: Tensor) -> Tensor:
+    return torch.ops.aten.silu_backward(d_y @ weight, before)  # type: ignore[no-any-return]
+
+
+GELU = expand_gelu, gelu_backward
+
+
+@pytest.mark.parametrize("width", [64, 2048])
+@pytest.mark.parametrize("kernels", [GELU, (expand_silu, silu_backward), (expand_silu, gelu_backward)])
+def test_it_is_tried_beside_pytorchs_layers(width: int, kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(perceptron_cuda, "_plan", lambda *plan: asked.append(plan[1:]))
-    monkeypatch.setattr(perceptron_cuda, "expand_gelu", expand_gelu)
-    monkeypatch.setattr(perceptron_cuda, "gelu_backward", gelu_backward if right else lambda d_y, w, before: before)
+    for name, kernel in zip(("expand_gelu", "gelu_backward"), kernels, strict=True):
+        monkeypatch.setattr(perceptron_cuda, name, kernel)
     device = torch.device("cpu")
-    reason = why_not(lambda: perceptron_cuda.beside_pytorch(4096, 64, torch.bfloat16, device), device)
-    assert reason == ("" if right else "it computes something else.")
-    assert asked == [(torch.bfloat16, 4096, 64, 256, kind) for kind in (164, 192)]
+    reason = why_not(lambda: perceptron_cuda.beside_pytorch(4096, width, torch.bfloat16, device), device)
+    assert reason == ("" if kernels is GELU else "it computes something else.")
+    assert asked == [(torch.bfloat16, 4096, width, 4 * width, kind) for kind in (164, 192)]
 
 
 def test_shapes_are_known_without_a_card() -> None:

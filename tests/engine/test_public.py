@@ -51,6 +51,7 @@ def test_every_public_name_is_there_and_nothing_else_is_promised() -> None:
 
 NEEDS_TORCH = {
     "accelerate",
+    "arithmetic",
     "attention",
     "attention_cuda",
     "distributed",
@@ -173,6 +174,7 @@ FLOORS = [
     {"corpora", "model", "plan", "tensorboard"},
     {"memory", "run", "diagnosis", "accelerate", "history"},
     {
+        "arithmetic",
         "compare",
         "start",
         "exercises",

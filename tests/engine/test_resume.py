@@ -21,6 +21,7 @@ from engine.checkpoint import Checkpoint
 from engine.cli.train import main
 from engine.config import Preset
 from engine.control import Control
+from engine.environment import processor_name
 from engine.errors import ConfigError, RunError
 from engine.kernels import Kernels
 from engine.run import ActiveRun, Run, list_runs, load_run
@@ -198,16 +199,23 @@ def test_an_unchanged_branch_continues_like_its_parent(after_step: dict[int, Cal
 
 # ------------------------------------------------------------------------------------- what rounds otherwise
 
+HERE = {"PyTorch": torch.__version__, "processor": f"{processor_name()} ({torch.backends.cpu.get_cpu_capability()})"}
+ON_A_CARD = {"PyTorch": "2.3.0", "GPU": "NVIDIA L4", "attention": "Triton"}
 
-def resumed(before: Callable[[dict[str, Any]], None]) -> Run:
-    """A run that was stopped after a step, its run.json changed, and resumed."""
+
+def stopped(told: Any) -> Run:
+    """A run that was stopped before its first step, by a computer of which its checkpoint tells this."""
     control = Control()
     control.apply("stop")
-    run = train(CONFIG, new_run(CONFIG), control)
-    info = dict(run.info)
-    before(info)
-    (run.folder / "run.json").write_text(json.dumps(info))
-    active = resume_run(run.id)
+    run = train(replace(CONFIG, max_steps=1), new_run(replace(CONFIG, max_steps=1)), control)
+    path = run.checkpoints[-1].path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["arithmetic"] == HERE
+    path.write_text(json.dumps(manifest | {"arithmetic": told}))
+    return run
+
+
+def gone_on(active: ActiveRun) -> Run:
     return train(active.config, active)
 
 
@@ -215,26 +223,27 @@ def warnings(run: Run) -> list[str]:
     return [event.message for event in run.events if event.kind == "warning"]
 
 
-def test_a_run_says_what_it_was_computed_with_and_resumes_in_silence() -> None:
-    run = resumed(lambda info: None)
-    assert run.info["arithmetic"]["PyTorch"] == torch.__version__ and "processor" in run.info["arithmetic"]
-    assert warnings(run) == []
-
-
-def test_another_arithmetic_is_told() -> None:
-    def on_a_card(info: dict[str, Any]) -> None:
-        info["arithmetic"] = {"PyTorch": "2.3.0", "GPU": "NVIDIA L4", "attention": "Triton"}
-
-    run = resumed(on_a_card)
+@pytest.mark.parametrize("go_on", [resume_run, branch_run])
+def test_another_arithmetic_is_told(go_on: Callable[[str], ActiveRun]) -> None:
+    run = gone_on(go_on(stopped(ON_A_CARD).id))
     [warning] = warnings(run)
     assert f"PyTorch {torch.__version__} instead of 2.3.0; GPU none instead of NVIDIA L4; attention none" in warning
     assert warning.endswith("numbers are those of an unbroken run up to rounding, not in every bit.")
-    assert run.info["arithmetic"]["PyTorch"] == torch.__version__
+    assert run.info["arithmetic"] == dict(run.checkpoints[-1].arithmetic) == HERE
 
 
-@pytest.mark.parametrize("odd", [None, 3, [], "x"])
-def test_an_older_or_odd_record_is_no_warning(odd: Any) -> None:
-    assert warnings(resumed(lambda info: info.update(arithmetic=odd))) == []
+@pytest.mark.parametrize("go_on", [resume_run, branch_run])
+@pytest.mark.parametrize("told", [HERE, None, 3, [], {}, "x"])
+def test_the_same_one_is_not_nor_an_older_or_odd_record(told: Any, go_on: Callable[[str], ActiveRun]) -> None:
+    assert warnings(gone_on(go_on(stopped(told).id))) == []
+
+
+def test_what_computed_the_checkpoint_counts_not_who_tried_since() -> None:
+    """Elsewhere it was begun to be resumed, and died before a step."""
+    run = stopped(HERE)
+    info = run.info | {"arithmetic": ON_A_CARD}
+    (run.folder / "run.json").write_text(json.dumps(info))
+    assert warnings(gone_on(resume_run(run.id))) == []
 
 
 def test_kernels_that_do_not_work_are_told_in_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,9 +33,18 @@ def test_what_it_fails_with_is_told_in_a_line() -> None:
     assert why_not(fails, CPU) == "RuntimeError: no C compiler"
 
 
-def test_memory_that_ran_out_says_nothing_of_a_kernel() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("cublasLtCreate: out of memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_ran_out_says_nothing_of_a_kernel(error: Exception) -> None:
     def fails() -> list[tuple[torch.Tensor, torch.Tensor]]:
-        raise torch.OutOfMemoryError
+        raise error
 
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error)):
         why_not(fails, CPU)

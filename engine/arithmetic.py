@@ -1,0 +1,86 @@
+"""What decides how a run rounds, besides its settings: versions, the device, and whose kernels compute.
+
+A checkpoint tells it, so that who goes on from one is told when the same settings are going to give other last bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from engine.accelerate import compiles
+from engine.environment import processor_name
+from engine.kernels import Kernels
+from engine.plan import Plan
+
+BLOCKS = "blocks"  # the fact that becomes another when a compilation fails
+COMPILED, NOT_COMPILED = "compiled", "not compiled"
+
+
+def arithmetic(plan: Plan, kernels: Kernels) -> dict[str, str]:
+    """The facts of this process, by name."""
+    config = plan.config
+    facts = {"PyTorch": str(torch.__version__)}
+    if config.device == "cpu":
+        facts["processor"] = f"{processor_name()} ({torch.backends.cpu.get_cpu_capability()})"
+    else:
+        facts |= {**_of_a_gpu(config.device), **kernels.names}
+        facts[BLOCKS] = COMPILED if compiles(plan, torch.device(config.device)) else NOT_COMPILED
+    if config.optimizer != "adamw":
+        facts["bitsandbytes"] = _version("bitsandbytes")
+    return facts
+
+
+def _of_a_gpu(device: str) -> dict[str, str]:
+    from engine.perceptron_cuda import cublas_version
+
+    return {
+        "GPU": torch.cuda.get_device_name(device),
+        "CUDA": str(torch.version.cuda),
+        "cuBLAS": cublas_version(),
+        "cuDNN": str(torch.backends.cudnn.version()),
+        "Triton": _version("triton"),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def of_all_ranks(told: Sequence[tuple[Mapping[str, str], Sequence[str]]]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """What rank 0 tells, and of each other rank what is different there.
+
+    Args:
+        told: each rank's facts, and its sentences about kernels that it lacks.
+    """
+    (own, lacking), *others = told
+    facts, sentences = dict(own), list(lacking)
+    for rank, (theirs, missing) in enumerate(others, start=1):
+        facts |= {f"{what} of rank {rank}": value for what, value in theirs.items() if own.get(what) != value}
+        sentences += [f"Rank {rank}: {sentence}" for sentence in missing if sentence not in lacking]
+    return facts, tuple(sentences)
+
+
+def rounds_otherwise(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """The sentence for who goes on from a checkpoint by what may round otherwise; "" when nothing changed.
+
+    Args:
+        before: what computed it; empty when it does not say, as older ones.
+    """
+    names = dict.fromkeys([*before, *now]) if before else {}
+    changed = [
+        f"{name} {now.get(name, 'none')} instead of {before.get(name, 'none')}"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
+    if not changed:
+        return ""
+    return (
+        f"Computed otherwise than the checkpoint it goes on from: {'; '.join(changed)}. From here on, numbers are "
+        "those of an unbroken run up to rounding, not in every bit."
+    )
