@@ -36,6 +36,7 @@ MOST_PROCESSES = 4096
 MOST_TEXT = 256 * 2**20  # bytes of all samples together
 MOST_OUTLINE = 2**20  # bytes of what a Parquet file tells of itself; a run's take some thousand
 MOST_HEADER = 2 * 2**20  # bytes of the names and shapes of tensors; those of xlarge take 100,000
+MOST_TOLD = 100_000  # characters of what computed a run; of many processes each may tell something else
 MOST_MEMORY = 3 * 2**30  # bytes for reading a table of the most rows
 MOST_SECONDS = 300
 _CODECS = {"LZ4", "SNAPPY", "UNCOMPRESSED"}  # what the lab writes or wrote; none makes more than 255 bytes of one
@@ -62,7 +63,6 @@ _INFO_OR_NULL = {  # what it may hold
     "parent": dict,
     "requested": dict,
     "environment": dict,
-    "arithmetic": dict,
     "corpus_sha256": str,
     "val_corpus_sha256": str,
     "exercise": dict,
@@ -136,13 +136,20 @@ def check_info(info: dict[str, Any]) -> TrainConfig:
         _check_kinds(info["parent"], _PARENT, required=True)
     for name in ("machine", "packages"):
         _check_kinds(info.get("environment") or {}, {name: dict}, required=False)
-    computed = info.get("arithmetic") or {}
-    _check_kinds(computed, dict.fromkeys(computed, str), required=True)
+    _check_arithmetic(info.get("arithmetic"), "run.json")
     for name in ("corpus_sha256", "val_corpus_sha256"):  # these name files of the ladder's cache
         if not re.fullmatch(r"[0-9a-f]{64}", info.get(name) or "0" * 64):
             raise RunError(f"the {name} in its run.json is no SHA-256")
     _check_numbers(info["progress"], "run.json")
     return read_config(info["config"], info["id"])
+
+
+def _check_arithmetic(told: Any, where: str) -> None:
+    """What computed a run or a checkpoint: short texts, as a log repeats them."""
+    if told is not None and (
+        not isinstance(told, dict) or not all(isinstance(v, str) for v in told.values()) or len(str(told)) > MOST_TOLD
+    ):
+        raise RunError(f"the arithmetic in {where} is no list of short texts")
 
 
 def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type], *, required: bool) -> None:
@@ -285,8 +292,9 @@ def check_checkpoints(folder: Path, config: TrainConfig) -> None:
         except CheckpointError as error:
             reason = checkpoint.problem or "its files are not those that its manifest names"
             raise RunError(f"the checkpoint {checkpoint.path.name} in it is damaged: {reason}") from error
-        for path in (checkpoint.path / "manifest.json", checkpoint.path / "state.json"):
-            read_strictly(path)
+        read_strictly(checkpoint.path / "state.json")
+        manifest = read_strictly(checkpoint.path / "manifest.json")
+        _check_arithmetic(manifest.get("arithmetic"), f"{checkpoint.path.name}/manifest.json")
         _check_numbers(dict(checkpoint.progress), f"{checkpoint.path.name}/manifest.json")
         weights = _shapes(checkpoint.path / "model.safetensors", {"F32"})
         state = _shapes(checkpoint.path / "optimizer.safetensors", {"F32", "U8"})

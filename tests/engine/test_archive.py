@@ -390,6 +390,7 @@ def test_checkpoints_that_are_not_what_their_manifest_says(good: Files, tmp_path
         (manifest | {"files": {}}, "damaged"),
         (manifest | {"progress": {"step": 3, "train_loss": "low"}}, "not made of numbers"),
         (manifest | {"extra": float("nan")}, "no JSON"),
+        (manifest | {"arithmetic": {"GPU": 5}}, "step-000003/manifest.json is no list of short texts"),
     ):
         refused(pack({**good, f"{STEP}/manifest.json": json.dumps(spoilt).encode()}, path), sentence)
     refused(pack(with_file(good, "state.json", b'{"position": Infinity}'), path), "no JSON")
@@ -413,7 +414,9 @@ def test_checkpoints_that_are_not_what_their_manifest_says(good: Files, tmp_path
         ({"config": {"batch_size": 0, "epochs": -1}}, "out of range"),
         ({"parent": {"run": 1}}, "run in its run.json is not a text"),
         ({"environment": {"machine": "fast"}}, "machine"),
-        ({"arithmetic": {"GPU": ["fast"]}}, "GPU in its run.json is not a text"),
+        ({"arithmetic": {"GPU": ["fast"]}}, "arithmetic in run.json is no list of short texts"),
+        ({"arithmetic": ["fast"]}, "arithmetic in run.json is no list of short texts"),
+        ({"arithmetic": {"GPU": "x" * 200_000}}, "arithmetic in run.json is no list of short texts"),
         ({"corpus_sha256": "../../x"}, "no SHA-256"),
         ({"progress": {"step": "x"}}, "not made of numbers"),
         ({"progress": {"train_loss": float("nan")}}, "no JSON of the lab's kind"),
