@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 
-from engine.paths import PROJECT
+from tests.triton_interpreter import printed_numbers
 
 SHAPES = [(1, 77, 2, 16), (1, 128, 1, 16), (2, 130, 1, 32), (1, 1, 1, 16)]
 
 
 def errors() -> None:
-    """Print |found - exact| / |exact| of the gradient for each shape. For a process of its own: Triton reads
-    TRITON_INTERPRET when it is loaded."""
+    """Print |found - exact| / |exact| of the gradient for each shape."""
     import torch
 
     from engine.attention import manual_attention
@@ -36,18 +32,7 @@ def errors() -> None:
 
 
 def test_its_gradient_is_the_formulas() -> None:
-    pytest.importorskip("triton")
-    code = "from tests.engine.test_attention_cuda import errors; errors()"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=PROJECT,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    found = [float(line) for line in done.stdout.split()]
+    found = printed_numbers(errors)
     assert len(found) == len(SHAPES) and max(found) < 1e-6
 
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
-import pytest
-
-from engine.paths import PROJECT
+from tests.triton_interpreter import printed_numbers
 
 SHAPES = [(3, 64, 57), (2, 4160, 4097), (1, 8256, 8200), (2, 12_352, 12_345)]  # rows, columns, vocabulary
 
 
 def errors() -> None:
-    """Print the largest error of losses and gradients, and of the padding, for each shape; a process of its own, as
-    Triton reads TRITON_INTERPRET when it is loaded."""
+    """Print the largest error of losses and of gradients for each shape."""
     import torch
     from torch.nn import functional as F
 
@@ -35,15 +28,5 @@ def errors() -> None:
 
 
 def test_its_losses_and_gradients_are_the_formulas() -> None:
-    pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, "-c", "from tests.engine.test_loss_triton import errors; errors()"],
-        cwd=PROJECT,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    found = [float(number) for number in done.stdout.split()]
+    found = printed_numbers(errors)
     assert len(found) == 2 * len(SHAPES) and max(found) < 5e-6

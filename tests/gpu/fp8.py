@@ -10,13 +10,10 @@ fp8, compiled and not.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ from engine.bench.train import measure_training
 from engine.memory import GIB, estimate_memory
 from engine.run import Run
 from engine.start import new_run
+from tests.gpu.parts import Part, print_found
 from tests.stop_at import StopAt
 
 PRECISIONS, COMPILE = ("bf16", "fp8"), ("off", "on")
@@ -97,7 +95,7 @@ def resumed(options: argparse.Namespace, compile: str) -> dict[str, Any]:
     return {"compile": compile, "largest_difference": float((whole.metrics.train_loss - losses).abs().max())}
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
+PARTS: dict[str, Part] = {
     "product_error": lambda options: iter([product_error(options.device)]),
     "resume": lambda options: (resumed(options, how) for how in COMPILE),
     "curves": lambda options: (curves(options, preset, how) for preset in options.presets for how in COMPILE),
@@ -122,12 +120,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cpu":
         environment.has_fp8 = lambda device: True  # for the script's sake: the product refuses it there
-    try:
-        for part in options.parts:
-            for found in PARTS[part](options):
-                print(json.dumps({"torch": torch.__version__, "part": part, "found": found}), flush=True)
-    finally:
-        shutil.rmtree(os.environ["LAB_RUNS"], ignore_errors=True)
+    print_found(PARTS, options)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -33,6 +32,7 @@ from engine.attention import Attend, manual_attention
 from engine.loss import linear_cross_entropy
 from engine.run import Run
 from engine.start import new_run
+from tests.gpu.parts import Part, print_found
 from tests.gpu.two_gpus import make_corpus
 from tests.stop_at import StopAt
 
@@ -170,7 +170,7 @@ def _weights(run: Run) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
+PARTS: dict[str, Part] = {
     "attention": attention_part,
     "perceptron": perceptron_part,
     "loss": loss_part,
@@ -184,12 +184,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS])
     parser.add_argument("--every", type=int, default=1, help="of so many runs, one")
     options = parser.parse_args()
-    try:
-        for part in options.parts:
-            for found in PARTS[part](options):
-                print(json.dumps({"torch": torch.__version__, "part": part, "found": found}), flush=True)
-    finally:
-        shutil.rmtree(os.environ["LAB_RUNS"], ignore_errors=True)
+    print_found(PARTS, options)
 
 
 if __name__ == "__main__":
