@@ -9,6 +9,7 @@ pass is Liger Kernel's (arXiv:2410.10989).
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
@@ -43,8 +44,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if wants_gradient else None
         d_weight = torch.empty_like(weight) if wants_gradient else None
         losses = torch.empty(len(hidden))
-        for start in range(0, len(hidden), ROWS):
-            rows = slice(start, min(start + ROWS, len(hidden)))
+        blocks = max(1, math.ceil(len(hidden) / ROWS))
+        size = max(1, math.ceil(len(hidden) / blocks))  # all alike
+        for start in range(0, len(hidden), size):
+            rows = slice(start, min(start + size, len(hidden)))
             h, target = hidden[rows], targets[rows, None]
             block = _scratch(len(h), len(weight))
             values = block[:, : len(weight)]  # (rows, V): logits, then probabilities, then d loss / d logits

@@ -18,7 +18,7 @@ from engine.config import TrainConfig
 # How the loss is cut up, said here for it and for the estimate, as this module costs nothing to import.
 LOSS_BLOCK_BYTES = 13 * 2**27  # of logits on a GPU: 16,384 rows of bf16, enough to fill the largest
 LOSS_PADDING = 64  # on a GPU the vocabulary is padded to a multiple of it
-CPU_LOSS_ROWS = 256  # of a block on a CPU: 50 MB of logits for GPT-2's vocabulary
+CPU_LOSS_ROWS = 512  # of a block on a CPU: 100 MB of logits for GPT-2's vocabulary
 
 
 @dataclass(frozen=True)
