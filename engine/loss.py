@@ -1,9 +1,9 @@
 """The last layer and its loss in one: cross-entropy of a linear layer, without ever holding all logits.
 
 On a GPU `engine.loss_cuda` does it; this is the CPU's way. For nano most of a step is the product with the vocabulary.
-Written plainly, its 200 MB of logits are allocated, filled and read again several times; here a block of rows is turned
-from logits into gradients while it is in the cache, in memory that is kept from call to call (fresh pages cost a CPU as
-much as the arithmetic). The result is exact, not an approximation. The idea of computing the gradient in the forward
+Written plainly, its 200 MB of logits are allocated, filled and read again several times; here one block of rows after
+the other is turned from logits into gradients, in memory that is kept from call to call (fresh pages cost a CPU as much
+as the arithmetic). The result is exact, not an approximation. The idea of computing the gradient in the forward
 pass is Liger Kernel's (arXiv:2410.10989).
 """
 
