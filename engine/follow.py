@@ -17,7 +17,7 @@ from engine.errors import DivergedError, LabError, RunError, is_out_of_memory
 from engine.plan import Plan
 from engine.run import ActiveRun
 from engine.start import open_text
-from engine.step import TrainState, compile_model, start_state, train_step
+from engine.step import TrainState, start_state, train_step, try_to_compile
 from engine.train import out_of_memory
 
 
@@ -77,8 +77,7 @@ def _obey(state: TrainState, what: str) -> None:
             for _ in train_step(state):
                 pass
     elif what == "compile":
-        with suppress(Exception):  # rank 0 says so if it fails there too; this one goes on without
-            compile_model(state)
+        state.team.gather(try_to_compile(state))
     elif what == "save":
         state.team.random_states(state.device)
 

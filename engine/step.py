@@ -25,7 +25,7 @@ from engine.config import TrainConfig
 from engine.data import Tokens, TrainingWindows
 from engine.distributed import SOLO, Loss, Team
 from engine.environment import GIB, begin_peak, held_bytes, peak_bytes
-from engine.errors import CheckpointError, DivergedError
+from engine.errors import CheckpointError, DivergedError, first_line, is_out_of_memory
 from engine.kernels import Kernels, choose_kernels
 from engine.model import GPT
 from engine.optimizer import apply_update, build_optimizer, pack_state, set_rate, unpack_state
@@ -253,6 +253,21 @@ def compile_model(state: TrainState) -> None:
     state.model.train()
     with repeatable(state.device), state.autocast():
         state.model.compiled = compile_stack(state.model.stack, example)
+
+
+def try_to_compile(state: TrainState) -> str:
+    """`compile_model`; returns why it cannot be done here, in one line, or "" when it was done.
+
+    Raises:
+        torch.OutOfMemoryError and others that say so: memory ran out.
+    """
+    try:
+        compile_model(state)
+    except Exception as error:  # a compiler can fail in many ways, and none of them need end a run
+        if is_out_of_memory(error):
+            raise
+        return first_line(error)
+    return ""
 
 
 def train_step(state: TrainState, *, wait: bool = False) -> Iterator[dict[str, Any]]:

@@ -22,7 +22,6 @@ from engine.errors import (
     LabError,
     OutOfMemoryError,
     TrainingError,
-    first_line,
     is_out_of_memory,
     storage_sentence,
 )
@@ -132,26 +131,24 @@ def _begin(run: ActiveRun, state: TrainState) -> None:
 
 
 def _compile(run: ActiveRun, state: TrainState) -> None:
-    """Compile the model, and say so; where that fails the run goes on without."""
+    """Compile the model in all processes, and say so; where that fails the run goes on without."""
     from engine.arithmetic import BLOCKS, NOT_COMPILED
-    from engine.step import compile_model
+    from engine.step import try_to_compile
 
     _settle(run, state)
     run.flush()
     run.event("compiling", "Compiling the model for this GPU, which takes some twenty seconds …")
     state.team.order("compile")
-    try:
-        compile_model(state)
-    except Exception as error:  # a compiler can fail in many ways, and none of them need end the run
-        if is_out_of_memory(error):
-            raise
-        run.event(
-            "warning",
-            "Compilation failed, so training goes on without, and its numbers are those of a compiled run up to "
-            f"rounding: {first_line(error)}",
-        )
-        state.arithmetic[BLOCKS] = NOT_COMPILED
-        run.note(arithmetic=state.arithmetic)
+    for rank, problem in enumerate(state.team.gather(try_to_compile(state))):
+        if problem:
+            run.event(
+                "warning",
+                f"Compilation failed{f' on rank {rank}' if rank else ''}, so training goes on without, and its numbers "
+                f"are those of a compiled run up to rounding: {problem}",
+            )
+            state.arithmetic[f"{BLOCKS} of rank {rank}" if rank else BLOCKS] = NOT_COMPILED
+            run.note(arithmetic=state.arithmetic)
+    if state.model.compiled is None:  # it is not to be tried again
         state.plan = dataclasses.replace(state.plan, config=dataclasses.replace(state.config, compile="off"))
     state.watch.other_work_done()
 

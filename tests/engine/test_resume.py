@@ -21,6 +21,7 @@ from engine.checkpoint import Checkpoint
 from engine.cli.train import main
 from engine.config import Preset
 from engine.control import Control
+from engine.distributed import Team
 from engine.environment import processor_name
 from engine.errors import ConfigError, RunError
 from engine.kernels import Kernels
@@ -249,3 +250,31 @@ def test_what_computed_the_checkpoint_counts_not_who_tried_since() -> None:
 def test_kernels_that_do_not_work_are_told_in_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_module, "choose_kernels", lambda *_: Kernels(lacking=("No compiler here.",)))
     assert warnings(train(replace(CONFIG, max_steps=1))) == ["No compiler here."]
+
+
+@pytest.mark.parametrize(("here", "elsewhere"), [("no gcc\nin /usr/bin", ""), ("", "no gcc"), ("no gcc", "no gcc")])
+def test_a_compilation_that_fails_is_told_and_not_tried_again(
+    here: str, elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, and on another rank's."""
+    tried = []
+
+    def compile_model(state: Any) -> None:
+        tried.append(state.step)
+        if here:
+            raise RuntimeError(here)
+        state.model.compiled = state.model.stack
+
+    monkeypatch.setattr(step_module, "compiles", lambda plan, _: plan.config.compile != "off")
+    monkeypatch.setattr(step_module, "compile_model", compile_model)
+    monkeypatch.setattr(Team, "gather", lambda self, value: [value, elsewhere] if isinstance(value, str) else [value])
+    run = train(replace(CONFIG, max_steps=6))
+    assert run.state == "completed" and tried == [2]
+    told = [("Compilation failed, ", "RuntimeError: no gcc")] * bool(here)
+    told += [("Compilation failed on rank 1, ", "no gcc")] * bool(elsewhere)
+    assert len(warnings(run)) == len(told)
+    for message, (begins, ends) in zip(warnings(run), told, strict=True):
+        assert message.startswith(begins) and message.endswith(f"up to rounding: {ends}")
+    failed = {"blocks": "not compiled"} if here else {}
+    failed |= {"blocks of rank 1": "not compiled"} if elsewhere else {}
+    assert run.info["arithmetic"] == dict(run.checkpoints[-1].arithmetic) == HERE | failed
