@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import CheckpointError
-from engine.files import fsync_folder, read_json, remove_folder, remove_trash
+from engine.files import fsync_folder, object_in, read_json, remove_folder, remove_trash
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,8 +110,7 @@ def _describe(folder: Path) -> Checkpoint:
         progress = dict(manifest["progress"])
         if progress["step"] != step:
             raise CheckpointError("its manifest belongs to another step")
-        told = manifest.get("arithmetic")
-        arithmetic = {str(name): str(value) for name, value in told.items()} if isinstance(told, dict) else {}
+        arithmetic = {name: str(value) for name, value in object_in(manifest, "arithmetic").items()}
         return Checkpoint(folder, step, size, progress, str(manifest["saved"]), arithmetic=arithmetic)
     except CheckpointError as error:
         return Checkpoint(folder, step, 0, {}, "", str(error))

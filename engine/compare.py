@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from engine.config import SETTINGS
 from engine.corpora.density import bits_per_byte, bytes_per_token
 from engine.errors import RunError
+from engine.files import object_in
 from engine.history import History, Load, Measured, ancestors, history
 from engine.metrics import Columns
 from engine.run import load_run
@@ -160,13 +161,8 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()), index=pd.Index(rows, name="run"))
 
 
-def _config(info: Mapping[str, Any]) -> dict[str, Any]:
-    config = info.get("config")
-    return config if isinstance(config, dict) else {}
-
-
 def _settings(infos: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    columns = {run_id: [_config(info).get(name) for name in SETTINGS] for run_id, info in infos.items()}
+    columns = {run_id: [object_in(info, "config").get(name) for name in SETTINGS] for run_id, info in infos.items()}
     return pd.DataFrame(columns, index=pd.Index(SETTINGS, name="setting"), dtype=object)
 
 
@@ -178,7 +174,7 @@ def _training_text(info: Mapping[str, Any]) -> Any:
 def _validation_text(info: Mapping[str, Any]) -> Any:
     """The same of its validation text."""
     own = _training_text(info)
-    return info.get("val_corpus_sha256") or (own and (own, _config(info).get("val_fraction")))
+    return info.get("val_corpus_sha256") or (own and (own, object_in(info, "config").get("val_fraction")))
 
 
 def _all_the_same(texts: list[Any]) -> bool:
@@ -248,7 +244,7 @@ def _begin(info: Mapping[str, Any], own: History) -> float:
 
 def _bytes_per_token(info: Mapping[str, Any]) -> float | None:
     """Of the validation text."""
-    config = _config(info)
+    config = object_in(info, "config")
     if info.get("val_corpus_sha256"):
         return bytes_per_token(str(config.get("val_corpus")), info["val_corpus_sha256"])
     share = config.get("val_fraction")

@@ -17,6 +17,7 @@ import pandas as pd
 from engine.config import PRESETS, ModelConfig
 from engine.corpora import find_corpus
 from engine.curves import Curve, curve, median
+from engine.files import object_in
 from engine.run import Run
 
 PROGRESSION, LEARNING = "Suggested runs", "Learning exercises"
@@ -331,8 +332,7 @@ _MEASURED = ("step", "elapsed_s", "train_loss", "val_loss", "tokens_per_s", "mem
 def facts_of(run: Run) -> RunFacts:
     """Read a run's folder; what is damaged counts as not measured."""
     info, metrics = run.info, run.columns(*_MEASURED)
-    config = info.get("config")
-    config = config if isinstance(config, dict) else {}
+    config = object_in(info, "config")
     rate, memory, elapsed = (curve(metrics, name) for name in ("tokens_per_s", "memory_gib", "elapsed_s"))
     return RunFacts(
         name=str(info.get("name") or run.id),

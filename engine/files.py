@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def object_in(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The JSON object that stands under a name; {} for anything else, which a damaged or foreign file may hold."""
+    value = values.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def parse_json(text: str) -> Any:

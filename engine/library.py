@@ -15,7 +15,7 @@ from threading import Lock
 from typing import Any
 
 from engine.errors import storage_sentence
-from engine.files import read_json
+from engine.files import object_in, read_json
 from engine.labels import LABELS_FILE, MAX_TAGS, read_labels, showable
 from engine.paths import runs_dir
 from engine.run import ACTIVE_STATES, STATES, is_id, load_run, run_lock
@@ -142,7 +142,7 @@ def _read(folder: Path) -> Summary:
     """A folder's row with the state that `run.json` claims."""
     info = read_json(folder / "run.json") or {}
     labels = read_labels(folder)
-    config, progress, parent = (_object(info, name) for name in ("config", "progress", "parent"))
+    config, progress, parent = (object_in(info, name) for name in ("config", "progress", "parent"))
     told = info | labels
     tags = told.get("tags")
     return Summary(
@@ -181,11 +181,6 @@ def _problem(folder: Path, info: Mapping[str, Any]) -> str:
     wrong = [name for name, value in objects.items() if not isinstance(value, dict)]
     wrong += ["state"] * (info.get("state") not in STATES)
     return f"Its run.json is damaged or foreign: {' and '.join(wrong)} cannot be read." if wrong else ""
-
-
-def _object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = values.get(name)
-    return value if isinstance(value, dict) else {}
 
 
 def _text(values: Mapping[str, Any], name: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from engine.config import TrainConfig, label
 from engine.environment import give_back_memory, memory_bounded
 from engine.errors import RunBusyError, is_out_of_memory
+from engine.files import object_in
 from engine.plan import Plan
 from engine.run import Run, device_lock
 
@@ -77,9 +78,7 @@ def pace_of_earlier_runs(config: TrainConfig, runs: Iterable[Run], device_name: 
 
 
 def _device_of(info: dict[str, Any]) -> Any:
-    environment = info.get("environment")
-    machine = environment.get("machine") if isinstance(environment, dict) else None
-    return machine.get("device_name") if isinstance(machine, dict) else None
+    return object_in(object_in(info, "environment"), "machine").get("device_name")
 
 
 def _rate(info: dict[str, Any]) -> float | None:

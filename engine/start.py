@@ -21,7 +21,7 @@ from engine.corpora.ladder import ladder_of
 from engine.corpora.progress import Progress
 from engine.data import Tokens, split
 from engine.errors import ConfigError, CorpusError, Problem, RunBusyError, RunError, storage_sentence
-from engine.files import FolderLock
+from engine.files import FolderLock, object_in
 from engine.memory import estimate_memory
 from engine.plan import Plan, make_plan
 from engine.run import ActiveRun, Run, load_run, new_id, new_info, run_lock
@@ -248,8 +248,7 @@ def _requested(config: TrainConfig) -> dict[str, Any]:
 
 def _asked_of(run: Run) -> dict[str, Any]:
     """What the person asked for when the run was started; {} when run.json does not say."""
-    requested = run.info.get("requested")
-    return dict(requested) if isinstance(requested, dict) else {}
+    return dict(object_in(run.info, "requested"))
 
 
 def _facts(plan: Plan, text: Text) -> dict[str, Any]:

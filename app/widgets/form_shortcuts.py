@@ -10,6 +10,7 @@ from app.widgets.form_fields import DEFAULTS, fill
 from app.widgets.machine import machine
 from engine.config import SETTINGS
 from engine.environment import GIB
+from engine.files import object_in
 from engine.recipes import RECIPES, Machine
 from engine.run import Run, list_runs, load_run
 
@@ -24,8 +25,8 @@ def last_settings() -> dict[str, Any]:
 
 def settings_of(run: Run) -> dict[str, Any]:
     """What the person asked for, without what was then chosen for them."""
-    requested = run.info.get("requested")
-    return {name: requested[name] for name in SETTINGS if name in requested} if isinstance(requested, dict) else {}
+    requested = object_in(run.info, "requested")
+    return {name: requested[name] for name in SETTINGS if name in requested}
 
 
 def shortcuts() -> None:

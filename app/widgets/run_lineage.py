@@ -11,6 +11,7 @@ from app.widgets import formats
 from app.widgets.actions import run_address
 from app.widgets.snapshot import Snapshot
 from engine.config import SETTINGS, label
+from engine.files import object_in
 from engine.run import Run, list_runs
 
 _MOST_UP = 100  # an imported run may name itself as its own grandparent
@@ -83,8 +84,7 @@ class _Tree:
         name = escape(str(info.get("name") or run_id))
         link = f'<a class="lab-link" href="{escape(run_address(run_id))}" target="_self">{name}</a>'
         title = f'<span class="here">{name} (this run)</span>' if run_id == self.here else link
-        progress = info.get("progress")
-        progress = progress if isinstance(progress, dict) else {}
+        progress = object_in(info, "progress")
         state = self.runs[run_id].state_of(info) if run_id in self.runs else ""
         facts = [
             state,

@@ -13,6 +13,7 @@ from app.widgets.snapshot import Snapshot
 from app.widgets.texts import texts
 from engine.config import SETTINGS, TrainConfig, label
 from engine.errors import LabError
+from engine.files import object_in
 
 SHOWN_SAMPLES = 5
 STATES = {  # state -> colour, icon
@@ -115,8 +116,7 @@ def settings(shot: Snapshot) -> None:
     except LabError as error:
         st.caption(formats.plain(str(error)))
         return
-    requested = shot.info.get("requested")
-    requested = requested if isinstance(requested, dict) else {}
+    requested = object_in(shot.info, "requested")
     rows = [
         {
             "setting": label(f.name),
@@ -131,22 +131,17 @@ def settings(shot: Snapshot) -> None:
 
 def environment(shot: Snapshot) -> None:
     """Machine and versions with which the run was started, and what last computed it."""
-    facts = _dict(shot.info.get("environment"))
-    machine, packages = _dict(facts.pop("machine", None)), _dict(facts.pop("packages", None))
+    recorded = object_in(shot.info, "environment")
+    facts = {name: value for name, value in recorded.items() if name not in ("machine", "packages")}
     processes = {"processes": shot.info["world_size"]} if shot.info.get("world_size", 1) != 1 else {}
-    computed = {f"computed with: {what}": value for what, value in _dict(shot.info.get("arithmetic")).items()}
-    versions = {name: version for name, version in packages.items() if version}
-    rows = {**processes, **facts, **machine, **versions, **computed}
+    versions = {name: version for name, version in object_in(recorded, "packages").items() if version}
+    computed = {f"computed with: {what}": value for what, value in object_in(shot.info, "arithmetic").items()}
+    rows = {**processes, **facts, **object_in(recorded, "machine"), **versions, **computed}
     if not rows:
         st.caption("The run did not record its environment.")
         return
     table = pd.DataFrame([(name.replace("_", " "), _fact(value)) for name, value in rows.items()])
     st.dataframe(table.set_axis(["what", "value"], axis=1), hide_index=True)
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    """A copy; empty for anything else that a damaged run.json may hold."""
-    return dict(value) if isinstance(value, dict) else {}
 
 
 def _fact(value: Any) -> str:

@@ -15,6 +15,7 @@ import pandas as pd
 from engine.checkpoint import Checkpoint
 from engine.corpora.ladder import cached_ladder
 from engine.diagnosis import Finding, diagnose
+from engine.files import object_in
 from engine.metrics import Columns
 from engine.run import ACTIVE_STATES, Event, Run
 
@@ -128,8 +129,7 @@ class Snapshot:
     @cached_property
     def findings(self) -> list[Finding]:
         """What the engine reads in the curves."""
-        config = self.info.get("config")
-        config = config if isinstance(config, dict) else {}
+        config = object_in(self.info, "config")
         found = diagnose(
             self.columns("step", "train_loss", "val_loss", "grad_norm", "tokens_per_s"),
             config,
