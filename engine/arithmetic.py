@@ -6,16 +6,16 @@ A checkpoint tells it, so that who goes on from one is told when the same settin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from engine.accelerate import compiles
-from engine.environment import processor_name
+from engine.environment import package_version, processor_name
 from engine.kernels import Kernels
 from engine.plan import Plan
 
 BLOCKS = "blocks"  # the fact that becomes another when a compilation fails
+NONE = "none"  # in place of what is not there
 COMPILED, NOT_COMPILED = "compiled", "not compiled"
 
 
@@ -29,7 +29,7 @@ def arithmetic(plan: Plan, kernels: Kernels) -> dict[str, str]:
         facts |= {**_of_a_gpu(config.device), **kernels.names}
         facts[BLOCKS] = COMPILED if compiles(plan, torch.device(config.device)) else NOT_COMPILED
     if config.optimizer != "adamw":
-        facts["bitsandbytes"] = _version("bitsandbytes")
+        facts["bitsandbytes"] = package_version("bitsandbytes") or NONE
     return facts
 
 
@@ -41,15 +41,8 @@ def _of_a_gpu(device: str) -> dict[str, str]:
         "CUDA": str(torch.version.cuda),
         "cuBLAS": cublas_version(),
         "cuDNN": str(torch.backends.cudnn.version()),
-        "Triton": _version("triton"),
+        "Triton": package_version("triton") or NONE,
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
 
 
 def of_all_ranks(told: Sequence[tuple[Mapping[str, str], Sequence[str]]]) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -61,9 +54,14 @@ def of_all_ranks(told: Sequence[tuple[Mapping[str, str], Sequence[str]]]) -> tup
     (own, lacking), *others = told
     facts, sentences = dict(own), list(lacking)
     for rank, (theirs, missing) in enumerate(others, start=1):
-        facts |= {f"{what} of rank {rank}": value for what, value in theirs.items() if own.get(what) != value}
+        facts |= {of_rank(what, rank): value for what, value in theirs.items() if own.get(what) != value}
         sentences += [f"Rank {rank}: {sentence}" for sentence in missing if sentence not in lacking]
     return facts, tuple(sentences)
+
+
+def of_rank(fact: str, rank: int) -> str:
+    """The name of a fact about a rank; rank 0's have their own."""
+    return f"{fact} of rank {rank}" if rank else fact
 
 
 def rounds_otherwise(before: Mapping[str, str], now: Mapping[str, str]) -> str:
@@ -74,7 +72,7 @@ def rounds_otherwise(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """
     names = dict.fromkeys([*before, *now]) if before else {}
     changed = [
-        f"{name} {now.get(name, 'none')} instead of {before.get(name, 'none')}"
+        f"{name} {now.get(name, NONE)} instead of {before.get(name, NONE)}"
         for name in names
         if before.get(name) != now.get(name)
     ]

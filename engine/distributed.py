@@ -118,10 +118,11 @@ class Team:
 
     def gather(self, value: T) -> list[T]:
         """The value of each rank, in order, on rank 0; on another rank its own alone."""
-        values: list[Any] | None = [None] * self.world.size if self.world.rank == 0 else None
-        if self.world.size > 1:
-            dist.gather_object(value, values)
-        return values if values and self.world.size > 1 else [value]
+        if self.world.size == 1:
+            return [value]
+        all_ranks: list[Any] | None = [None] * self.world.size if self.world.rank == 0 else None
+        dist.gather_object(value, all_ranks)
+        return all_ranks or [value]
 
     def random_states(self, device: torch.device) -> dict[str, Tensor]:
         """The states of all ranks' random generators by name; on ranks other than 0 only their own."""

@@ -242,16 +242,19 @@ _FP8_ON_CPU = f"fp8 trains on a GPU only: of all devices, {_FP8_CARDS} multiply 
 
 def versions() -> dict[str, Any]:
     """Versions and hardware, for `run.json`."""
-    packages: dict[str, str | None] = {}
-    for name in ("torch", "numpy", "pandas", "pyarrow", "tiktoken", "bitsandbytes", "streamlit"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = None
+    names = ("torch", "numpy", "pandas", "pyarrow", "tiktoken", "bitsandbytes", "streamlit")
     return {
         "machine": asdict(this_machine()),
         "host": platform.node(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": packages,
+        "packages": {name: package_version(name) for name in names},
     }
+
+
+def package_version(name: str) -> str | None:
+    """Of an installed package; None when it is not."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

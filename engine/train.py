@@ -132,7 +132,7 @@ def _begin(run: ActiveRun, state: TrainState) -> None:
 
 def _compile(run: ActiveRun, state: TrainState) -> None:
     """Compile the model in all processes, and say so; where that fails the run goes on without."""
-    from engine.arithmetic import BLOCKS, NOT_COMPILED
+    from engine.arithmetic import BLOCKS, NOT_COMPILED, of_rank
     from engine.step import try_to_compile
 
     _settle(run, state)
@@ -146,8 +146,8 @@ def _compile(run: ActiveRun, state: TrainState) -> None:
                 f"Compilation failed{f' on rank {rank}' if rank else ''}, so training goes on without, and its numbers "
                 f"are those of a compiled run up to rounding: {problem}",
             )
-            state.arithmetic[f"{BLOCKS} of rank {rank}" if rank else BLOCKS] = NOT_COMPILED
-            run.note(arithmetic=state.arithmetic)
+            state.arithmetic[of_rank(BLOCKS, rank)] = NOT_COMPILED
+    run.note(arithmetic=state.arithmetic)
     if state.model.compiled is None:  # it is not to be tried again
         state.plan = dataclasses.replace(state.plan, config=dataclasses.replace(state.config, compile="off"))
     state.watch.other_work_done()
