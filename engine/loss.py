@@ -9,7 +9,6 @@ pass is Liger Kernel's (arXiv:2410.10989).
 
 from __future__ import annotations
 
-import math
 import threading
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from engine.moments import CPU_LOSS_ROWS as ROWS
+from engine.moments import cpu_loss_rows
 
 _local = threading.local()
 
@@ -44,8 +44,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if wants_gradient else None
         d_weight = torch.empty_like(weight) if wants_gradient else None
         losses = torch.empty(len(hidden))
-        blocks = max(1, math.ceil(len(hidden) / ROWS))
-        size = max(1, math.ceil(len(hidden) / blocks))  # all alike
+        size = cpu_loss_rows(len(hidden))
         for start in range(0, len(hidden), size):
             rows = slice(start, min(start + size, len(hidden)))
             h, target = hidden[rows], targets[rows, None]

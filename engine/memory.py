@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 
 from engine.config import TrainConfig
 from engine.cpu_moments import CpuStep
-from engine.moments import CPU_LOSS_ROWS, Step
+from engine.moments import Step, cpu_loss_rows
 
 GIB = 2**30
 MIB = 2**20
@@ -130,7 +130,7 @@ def _on_cpu(step: CpuStep, held: int) -> Breakdown:
         gradients=round(peak.gradients),
         optimizer=step.optimizer_states()[0],
         activations=round(peak.activations),
-        logits=4 * min(step.n, CPU_LOSS_ROWS) * config.model.vocabulary_size,
+        logits=4 * cpu_loss_rows(step.n) * config.model.vocabulary_size,
         workspace=0,
         cache=round(CPU_GAPS * step.in_heap(peak)),
         process=max(CPU_PROCESS, held) + (config.optimizer != "adamw") * CPU_BITSANDBYTES,

@@ -21,6 +21,12 @@ LOSS_PADDING = 64  # on a GPU the vocabulary is padded to a multiple of it
 CPU_LOSS_ROWS = 512  # of a block on a CPU: 100 MB of logits for GPT-2's vocabulary
 
 
+def cpu_loss_rows(rows: int) -> int:
+    """Of a block on a CPU, where there are so many rows: blocks have one size, at most CPU_LOSS_ROWS."""
+    blocks = max(1, math.ceil(rows / CPU_LOSS_ROWS))
+    return max(1, math.ceil(rows / blocks))
+
+
 @dataclass(frozen=True)
 class Moment:
     """What a step holds at one moment, besides weights and optimizer states."""

@@ -10,7 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
+from engine import loss
 from engine.config import PRESETS, SETTINGS, TrainConfig
 from engine.memory import GIB, estimate_memory
 from engine.paths import PROJECT
@@ -92,6 +94,18 @@ def test_the_estimate_of_a_cpu_is_near_what_was_measured(held_back: bool) -> Non
     found = cpu_errors(rows)
     assert statistics.median(map(abs, found)) <= 0.05
     assert max(map(abs, found)) <= 0.15  # two runs of the same settings differ by up to 0.06
+
+
+def test_the_logits_are_those_of_the_blocks_that_the_loss_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    scratch = loss._scratch
+    monkeypatch.setattr(loss, "_scratch", lambda rows, words: taken.append(4 * rows * words) or scratch(rows, words))
+    for batch, context in ((1, 8), (3, 171), (9, 64), (2, 512), (5, 300)):
+        config = TrainConfig(batch_size=batch, context_length=context, device="cpu", precision="fp32")
+        hidden, weight = torch.zeros(batch * context, 4), torch.zeros(config.model.vocabulary_size, 4)
+        loss.linear_cross_entropy(hidden, weight, torch.zeros(batch * context, dtype=torch.int64))
+        assert max(taken) == estimate_memory(config).logits
+        taken.clear()
 
 
 def test_what_was_measured_on_a_cpu_covers_the_settings() -> None:
