@@ -141,7 +141,7 @@ def environment(shot: Snapshot) -> None:
         st.caption("The run did not record its environment.")
         return
     table = pd.DataFrame([(name.replace("_", " "), _fact(value)) for name, value in rows.items()])
-    st.dataframe(table.set_axis(["what", "value"], axis=1), hide_index=True)
+    st.dataframe(table.set_axis(["what", "value"], axis=1), hide_index=True, height="content")
 
 
 def _fact(value: Any) -> str:
