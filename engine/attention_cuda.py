@@ -5,6 +5,8 @@ step, done twice, differs in its last bits; a resumed run would part from one th
 owns the rows that it writes: one kernel goes over the keys of some queries, one over the queries of some keys, each in
 order (algorithm 2 of arXiv:2307.08691, the attention weights computed once more for the second). Read and written is
 the block that holds queries, keys and values side by side, as its linear layer made it and wants its gradient back.
+Each kernel also adds its gradient up over the positions it owns: that is the layer's bias's, for which all of it would
+have to be read once more.
 
 Shapes: B sequences, T positions, H heads, D = H·(head size).
 """
@@ -18,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.attention import Attend, fused_attention
+from engine.attention import fused_attention
 from engine.trial import Pairs
 
 LOG2_E = tl.constexpr(1.4426950408889634)  # kernels raise 2, not e, to a power: that is one instruction
@@ -26,17 +28,17 @@ LOG2_E = tl.constexpr(1.4426950408889634)  # kernels raise 2, not e, to a power:
 
 @dataclass(frozen=True)
 class Tiles:
-    """How a kernel cuts its work up: positions that it owns, positions it reads at a time, and how it runs."""
+    """How a kernel cuts its work up: positions that it reads at a time, and how it runs."""
 
-    own: int
     read: int
     warps: int
     stages: int
 
 
 # The fastest of some twenty on an H100. Wide heads take more shared memory, of which small cards have 99 KB.
-QUERIES, KEYS = Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2)
-WIDE_QUERIES, WIDE_KEYS = Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2)
+OWN = 64  # positions of a program
+QUERIES, KEYS = Tiles(64, 4, 3), Tiles(64, 4, 2)
+WIDE_QUERIES, WIDE_KEYS = Tiles(32, 4, 2), Tiles(32, 4, 2)
 ALIGNED = 128  # contexts that are a multiple of it need no masks at their end
 
 
@@ -69,10 +71,11 @@ def _add_keys(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _queries_gradient(  # type: ignore[no-untyped-def]
-    qkv, out, d_out, log_sums, deltas, d_qkv, time, heads, scale,
+    qkv, out, d_out, log_sums, deltas, d_qkv, sums, time, heads, scale,
     SIZE: tl.constexpr, OWN: tl.constexpr, READ: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of `OWN` queries of a head, and their `deltas`: sums of out · d_out, which the keys' need too."""
+    """The gradient of `OWN` queries of a head, its sum over them, and their `deltas`: sums of out · d_out, which the
+    keys' need too."""
     blocks = tl.cdiv(time, OWN)
     block = blocks - 1 - tl.program_id(0) % blocks  # those with the most keys first
     of_all = (tl.program_id(0) // blocks).to(tl.int64)  # heads of all sequences
@@ -109,7 +112,9 @@ def _queries_gradient(  # type: ignore[no-untyped-def]
         d_q = _add_keys(
             d_q, q, do, log_sum, delta, rows, keys + start * stride, start + columns, width, time, scale, True, EVEN
         )
-    _store(d_qkv + at_q, (d_q * scale).to(q.dtype), inside[:, None], EVEN)
+    d_q *= scale
+    _store(d_qkv + at_q, d_q.to(q.dtype), inside[:, None], EVEN)
+    tl.store(sums + (sequence * blocks + block) * stride + head * SIZE + lanes, tl.sum(d_q, 0))
 
 
 @triton.jit
@@ -135,10 +140,10 @@ def _add_queries(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _keys_gradient(  # type: ignore[no-untyped-def]
-    qkv, d_out, log_sums, deltas, d_qkv, time, heads, scale,
+    qkv, d_out, log_sums, deltas, d_qkv, sums, time, heads, scale,
     SIZE: tl.constexpr, OWN: tl.constexpr, READ: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of `OWN` keys of a head and of their values."""
+    """The gradients of `OWN` keys of a head and of their values, and their sums over these."""
     blocks = tl.cdiv(time, OWN)
     of_all = (tl.program_id(0) // blocks).to(tl.int64)
     sequence, head = of_all // heads, of_all % heads
@@ -172,16 +177,21 @@ def _keys_gradient(  # type: ignore[no-untyped-def]
             d_k, d_v, k, v, columns, start + rows, queries + start * stride, d_outs + start * width,
             log_sums + start, deltas + start, time, scale, False, EVEN,
         )  # fmt: skip
-    _store(d_qkv + at_k, (d_k * scale).to(k.dtype), inside, EVEN)
+    d_k *= scale
+    _store(d_qkv + at_k, d_k.to(k.dtype), inside, EVEN)
     _store(d_qkv + width + at_k, d_v.to(k.dtype), inside, EVEN)
+    sums += (sequence * blocks + first // OWN) * stride + width + head * SIZE
+    tl.store(sums + lanes, tl.sum(d_k, 0))
+    tl.store(sums + width + lanes, tl.sum(d_v, 0))
 
 
 @torch.library.custom_op("lab::causal_attention", mutates_args=(), device_types="cuda")
-def causal_attention(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+def causal_attention(qkv: Tensor, bias: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """Causal self-attention, differentiable once.
 
     Args:
         qkv: queries, keys and values side by side, (B, T, 3·D), in bf16 or fp16.
+        bias: what was added to each position to make them, (3·D,), detached there: its gradient is made here.
         heads: H; `engine.kernels` tells for which head sizes it works here.
 
     Returns:
@@ -204,74 +214,76 @@ def _prefers_cudnn(device: torch.device) -> bool:
 
 
 @causal_attention.register_fake
-def _shapes(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+def _shapes(qkv: Tensor, bias: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     batch, time, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     return qkv.new_empty(batch, time, width), qkv.new_empty(batch, heads, time, dtype=torch.float32)
 
 
-def gradient(qkv: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor, heads: int) -> Tensor:
-    """The gradient of `qkv`, (B, T, 3·D), from that of `causal_attention`'s result, (B, T, D)."""
+def gradient(qkv: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """From the gradient of `causal_attention`'s result, (B, T, D), that of `qkv`, (B, T, 3·D), and its sum over all
+    positions, (3·D,), in fp32."""
     batch, time, width = out.shape
     size = width // heads
     qkv, out, d_out = qkv.contiguous(), out.contiguous(), d_out.contiguous()
-    d_qkv, deltas = torch.empty_like(qkv), torch.empty_like(log_sums)
     for_queries, for_keys = (QUERIES, KEYS) if size <= 64 else (WIDE_QUERIES, WIDE_KEYS)
-    common: dict[str, Any] = {"SIZE": size, "EVEN": time % ALIGNED == 0}
+    blocks = triton.cdiv(time, OWN)
+    d_qkv, deltas = torch.empty_like(qkv), torch.empty_like(log_sums)
+    sums = qkv.new_empty(batch * blocks, 3 * width, dtype=torch.float32)
+    common: dict[str, Any] = {"SIZE": size, "OWN": OWN, "EVEN": time % ALIGNED == 0}
     numbers = (time, heads, 1 / math.sqrt(size))
-    _queries_gradient[(triton.cdiv(time, for_queries.own) * batch * heads,)](
-        qkv, out, d_out, log_sums, deltas, d_qkv, *numbers, **common, **_launch(for_queries)
+    _queries_gradient[(blocks * batch * heads,)](
+        qkv, out, d_out, log_sums, deltas, d_qkv, sums, *numbers, **common, **_launch(for_queries)
     )
-    _keys_gradient[(triton.cdiv(time, for_keys.own) * batch * heads,)](
-        qkv, d_out, log_sums, deltas, d_qkv, *numbers, **common, **_launch(for_keys)
+    _keys_gradient[(blocks * batch * heads,)](
+        qkv, d_out, log_sums, deltas, d_qkv, sums, *numbers, **common, **_launch(for_keys)
     )
-    return d_qkv
+    return d_qkv, sums.sum(0)
 
 
 def _launch(tiles: Tiles) -> dict[str, int]:
-    return {"OWN": tiles.own, "READ": tiles.read, "STAGES": tiles.stages, "num_warps": tiles.warps}
+    return {"READ": tiles.read, "STAGES": tiles.stages, "num_warps": tiles.warps}
 
 
 @torch.library.custom_op("lab::causal_attention_backward", mutates_args=(), device_types="cuda")
-def causal_attention_backward(qkv: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor, heads: int) -> Tensor:
+def causal_attention_backward(
+    qkv: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor, heads: int
+) -> tuple[Tensor, Tensor]:
     """`gradient`, as an operation that a compiler takes as it is."""
     return gradient(qkv, out, log_sums, d_out, heads)
 
 
 @causal_attention_backward.register_fake
-def _backward_shapes(qkv: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor, heads: int) -> Tensor:
-    return torch.empty_like(qkv)
+def _backward_shapes(qkv: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(qkv), qkv.new_empty(qkv.size(2), dtype=torch.float32)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(inputs[0], *output)
-    ctx.heads = inputs[1]
+    ctx.heads, ctx.bias_dtype = inputs[2], inputs[1].dtype
 
 
-def _backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor, None]:
-    return causal_attention_backward(*ctx.saved_tensors, d_out, ctx.heads), None
+def _backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+    d_qkv, d_bias = causal_attention_backward(*ctx.saved_tensors, d_out, ctx.heads)
+    return d_qkv, d_bias.to(ctx.bias_dtype), None
 
 
 causal_attention.register_autograd(_backward, setup_context=_save)
 
 
-def own_attention(qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
-    """As `engine.attention.fused_attention`, which does what cannot be done here: dropout, fp32, a single position."""
-    if dropout or qkv.dtype not in (torch.bfloat16, torch.float16) or qkv.size(1) == 1:
-        return fused_attention(qkv, heads, dropout)
-    return causal_attention(qkv, heads)[0]
+def own_attention(qkv: Tensor, bias: Tensor, heads: int) -> Tensor:
+    """`causal_attention`'s result alone, (B, T, D)."""
+    return causal_attention(qkv, bias, heads)[0]
 
 
 def beside_pytorch(size: int, dtype: torch.dtype, device: torch.device) -> Pairs:
-    """Result and gradient for heads of a size by `own_attention` and PyTorch, at contexts with and without a rest, and
+    """Result and gradients for heads of a size by `own_attention` and PyTorch, at contexts with and without a rest, and
     long enough for the loops of the kernels to overlap their loads."""
     heads, generator = 3, torch.Generator(device).manual_seed(0)
     for time in (4 * ALIGNED, 4 * ALIGNED - 1):
-        qkv = torch.randn(2, time, 3 * heads * size, generator=generator, device=device).to(dtype).requires_grad_()
+        x = torch.randn(2, time, 3 * heads * size, generator=generator, device=device).to(dtype).requires_grad_()
+        bias = torch.randn(3 * heads * size, generator=generator, device=device).requires_grad_()
         g = torch.randn(2, time, heads * size, generator=generator, device=device).to(dtype)
-        both = (_results(attend, qkv, heads, g) for attend in (own_attention, fused_attention))
-        yield from zip(*both, strict=True)
-
-
-def _results(attend: Attend, qkv: Tensor, heads: int, g: Tensor) -> list[Tensor]:
-    y = attend(qkv, heads, 0.0)
-    return [y, *torch.autograd.grad(y, qkv, g)]
+        ours = own_attention(x + bias.detach().to(dtype), bias, heads)
+        theirs = fused_attention(x + bias.to(dtype), heads)
+        yield ours, theirs
+        yield from zip(*(torch.autograd.grad(y, (x, bias), g) for y in (ours, theirs)), strict=True)

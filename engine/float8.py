@@ -51,12 +51,14 @@ class _Linear(torch.autograd.Function):
         return product(x8, (w8[0].t(), w8[1]), torch.bfloat16, **fast)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, x_scale, weight, weight_scale = ctx.saved_tensors
         g, g_scale = quantize(gradient, E5M2)
         columns = g.t().contiguous()  # (O, N)
         d_weight = product((columns, g_scale), (x, x_scale), torch.float32)
         d_x = product((g, g_scale), (weight, weight_scale), torch.bfloat16)
+        if not ctx.needs_input_grad[2]:
+            return d_x, d_weight, None
         # of the rounded numbers, like the weights': the exact ones would have to be computed and read once more
         return d_x, d_weight, columns.float().sum(dim=1) * g_scale
 

@@ -12,10 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from engine.attention import Attend, fused_attention
 from engine.config import TrainConfig
 from engine.trial import Pairs, why_not
 
+BiasedAttention = Callable[[Tensor, Tensor, int], Tensor]  # see `engine.attention_cuda.own_attention`
 Perceptron = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # see `engine.perceptron_cuda.perceptron`
 
 HALF = (torch.bfloat16, torch.float16)
@@ -29,13 +29,13 @@ class Kernels:
     """What a model trains with on a device.
 
     Attributes:
-        attend: the fused attention.
+        attention: one that repeats there at no cost in time, if there is one.
         perceptron: one that is faster there than one layer after the other, if there is one.
         names: whose they are, and the loss's; empty on a CPU.
         lacking: a sentence for each of ours that should work on such a device and does not.
     """
 
-    attend: Attend = fused_attention
+    attention: BiasedAttention | None = None
     perceptron: Perceptron | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     lacking: tuple[str, ...] = ()
@@ -52,11 +52,11 @@ def choose_kernels(config: TrainConfig, dtype: torch.dtype, device: torch.device
     if device.type != "cuda":
         return Kernels()
     reasons = {}
-    attend: Attend = fused_attention
+    attention: BiasedAttention | None = None
     if wants_attention(config, dtype):
         reasons["attention"] = why_not(partial(_attention_trial, config, dtype, device), device)
         if not reasons["attention"]:
-            from engine.attention_cuda import own_attention as attend
+            from engine.attention_cuda import own_attention as attention
     perceptron: Perceptron | None = None
     if wants_perceptron(config, dtype, device):
         reasons["perceptron"] = why_not(partial(_perceptron_trial, config, dtype, device), device)
@@ -68,7 +68,7 @@ def choose_kernels(config: TrainConfig, dtype: torch.dtype, device: torch.device
     _, reasons["loss"] = row_kernel(dtype, device)
     ours = {"attention": TRITON, "perceptron": CUBLASLT, "loss": TRITON}
     return Kernels(
-        attend,
+        attention,
         perceptron,
         {what: PYTORCH if reasons.get(what, "not wanted") else whose for what, whose in ours.items()},
         tuple(

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from engine import float8
 from engine.attention import Attend, fused_attention, manual_attention
 from engine.config import ModelConfig
-from engine.kernels import Kernels, Perceptron
+from engine.kernels import BiasedAttention, Kernels, Perceptron
 from engine.loss import linear_cross_entropy
 
 
@@ -27,12 +27,20 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None: ...
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.with_bias(x, self.bias)
+
+    def with_bias(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """As `forward`, but for the bias."""
+        return F.linear(x, self.weight, bias)
+
 
 class Float8Linear(Linear):
     """The same weights, multiplied in 8 bits."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return float8.linear(x, self.weight, self.bias)
+    def with_bias(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        assert bias is not None
+        return float8.linear(x, self.weight, bias)
 
 
 class Embedding(nn.Embedding):
@@ -49,12 +57,20 @@ class Attention(nn.Module):
         self.heads = config.heads
         self.dropout = dropout
         self.attend: Attend = manual_attention if implementation == "manual" else fused_attention
+        self.kernel: BiasedAttention | None = None  # stands in for it in training, under autocast, without dropout
         self.qkv = linear(config.width, 3 * config.width)
         self.projection = linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.attend(self.qkv(x), self.heads, self.dropout if self.training else 0.0)  # (B, T, D)
+        y = self.inner(x)  # (B, T, D)
         return F.dropout(self.projection(y), self.dropout, self.training)
+
+    def inner(self, x: Tensor) -> Tensor:
+        """All but the last layer: (B, T, D) -> (B, T, D)."""
+        if self.kernel and self.training and torch.is_autocast_enabled("cuda"):
+            bias = self.qkv.bias  # whose gradient the kernel makes
+            return self.kernel(self.qkv.with_bias(x, bias.detach()), bias, self.heads)
+        return self.attend(self.qkv(x), self.heads, self.dropout if self.training else 0.0)
 
 
 class Block(nn.Module):
@@ -124,7 +140,7 @@ class GPT(nn.Module):
         """Train with what is best for a device. `manual` attention and fp8 layers stay."""
         for block in cast(list[Block], [*self.blocks]):
             if block.attention.attend is not manual_attention:
-                block.attention.attend = kernels.attend
+                block.attention.kernel = kernels.attention
             if not isinstance(block.expand, Float8Linear):
                 block.fused_perceptron = kernels.perceptron
 

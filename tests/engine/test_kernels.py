@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine import loss_cuda, perceptron_cuda
-from engine.attention import fused_attention, manual_attention
+from engine.attention import fused_attention
 from engine.config import ModelConfig, TrainConfig
 from engine.kernels import Kernels, choose_kernels
 from engine.loss import plain_rows
@@ -74,12 +74,12 @@ def chosen(**changes: Any) -> Kernels:
 
 
 def of_blocks(model: GPT) -> list[tuple[Any, Any]]:
-    return [(block.attention.attend, block.fused_perceptron) for block in model.blocks]  # type: ignore[union-attr]
+    return [(block.attention.kernel, block.fused_perceptron) for block in model.blocks]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_cpu_trains_with_pytorchs_own(dtype: torch.dtype) -> None:
-    assert choose_kernels(TrainConfig(), dtype, CPU) == Kernels(fused_attention, None, {}, ())
+    assert choose_kernels(TrainConfig(), dtype, CPU) == Kernels(None, None, {}, ())
 
 
 @pytest.mark.usefixtures("hopper")
@@ -98,7 +98,7 @@ def test_ours_do_what_they_can(changes: dict[str, Any], pytorchs: list[str]) -> 
     found = chosen(**changes)
     assert dict(found.names) == ALL_OURS | dict.fromkeys(pytorchs, "PyTorch")
     assert found.lacking == ()
-    assert (found.attend is fused_attention) == ("attention" in pytorchs)
+    assert (found.attention is None) == ("attention" in pytorchs)
     assert (found.perceptron is None) == ("perceptron" in pytorchs)
 
 
@@ -116,7 +116,7 @@ def test_what_computes_something_else_is_left_out_and_told(monkeypatch: pytest.M
     monkeypatch.setattr(perceptron_cuda, "beside_pytorch", wrong)
     monkeypatch.setattr(loss_cuda, "_beside_pytorch", wrong)
     found = chosen()
-    assert (found.attend, found.perceptron) == (fused_attention, None)
+    assert (found.attention, found.perceptron) == (None, None)
     assert set(dict(found.names).values()) == {"PyTorch"}
     assert found.lacking == tuple(
         f"The lab's own kernel for the {what} cannot be used here, so a step takes longer: it computes something else."
@@ -132,7 +132,7 @@ def test_a_card_without_triton_trains_with_pytorchs_own(monkeypatch: pytest.Monk
     for name in ("attention_cuda", "loss_triton"):
         monkeypatch.delitem(sys.modules, f"engine.{name}", raising=False)
     found = chosen()
-    assert (found.attend, set(dict(found.names).values())) == (fused_attention, {"PyTorch"})
+    assert (found.attention, set(dict(found.names).values())) == (None, {"PyTorch"})
     assert [sentence.split(": ")[0].split()[6] for sentence in found.lacking] == ["attention", "loss"]
     assert all("triton" in sentence for sentence in found.lacking)
 
@@ -196,9 +196,47 @@ def test_what_was_asked_for_stays() -> None:
         model.use_kernels(Kernels(other, other))
     assert [of_blocks(model) for model in models] == [
         [(other, other)] * 2,
-        [(manual_attention, other)] * 2,
+        [(None, other)] * 2,
         [(other, None)] * 2,
     ]
+
+
+def with_gradient(qkv: Tensor, bias: Tensor, heads: int) -> Tensor:
+    """As `own_attention`: what it attends over has the bias in it, whose gradient comes from here alone."""
+    return fused_attention(qkv + (bias - bias.detach()).to(qkv.dtype), heads)
+
+
+@pytest.mark.parametrize("float8", [False, True])
+def test_the_attentions_kernel_makes_its_biass_gradient(float8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training, under autocast: a team's first pass is in fp32."""
+    called = 0
+
+    def kernel(qkv: Tensor, bias: Tensor, heads: int) -> Tensor:
+        nonlocal called
+        called += 1
+        return with_gradient(qkv, bias, heads)
+
+    def gradients(model: GPT) -> dict[str, Tensor]:
+        model.zero_grad()
+        model.loss(tokens, tokens.roll(1)).backward()
+        return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+    tokens = torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(0))
+    plain, ours = GPT(TINY, float8=float8), GPT(TINY, float8=float8)
+    ours.use_kernels(Kernels(kernel))
+    for model in (plain, ours):
+        model.initialize(0)
+    torch.testing.assert_close(gradients(ours), gradients(plain), rtol=0, atol=0)
+    assert not called
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+    found, wanted = gradients(ours), gradients(plain)
+    assert called == 2 and found.keys() == wanted.keys()
+    for name, theirs in wanted.items():
+        if not (float8 and name.endswith("qkv.bias")):
+            torch.testing.assert_close(found[name], theirs)
+    ours.eval()
+    gradients(ours)
+    assert called == 2
 
 
 def test_a_models_weights_do_not_depend_on_its_kernels() -> None:

@@ -28,7 +28,7 @@ import torch
 from torch.nn import functional as F
 
 from engine import TrainConfig, attention_cuda, perceptron_cuda, resume_run, train
-from engine.attention import Attend, manual_attention
+from engine.attention import manual_attention
 from engine.loss import linear_cross_entropy
 from engine.run import Run
 from engine.start import new_run
@@ -66,15 +66,20 @@ def _attention(shape: tuple[int, int, int, int], dtype: torch.dtype) -> dict[str
     batch, steps, heads, size = shape
     torch.manual_seed(0)
     qkv = torch.randn(batch, steps, 3 * heads * size, device="cuda").to(dtype).requires_grad_()
+    bias = torch.zeros(3 * heads * size, device="cuda", requires_grad=True)
     g = torch.randn(batch, steps, heads * size, device="cuda").to(dtype)
 
-    def results(attend: Attend, qkv: torch.Tensor, g: torch.Tensor) -> list[torch.Tensor]:
-        y = attend(qkv, heads, 0.0)
-        return [y.detach(), *torch.autograd.grad(y, qkv, g)[0].chunk(3, dim=2)]
+    def once() -> list[torch.Tensor]:
+        y = attention_cuda.own_attention(qkv, bias, heads)
+        d_qkv, d_bias = torch.autograd.grad(y, (qkv, bias), g)
+        return [y.detach(), *d_qkv.chunk(3, dim=2), d_bias]
 
     few = qkv[:2].detach().double().requires_grad_()  # float64 holds whole attention matrices
-    exact = results(manual_attention, few, g[:2].double())
-    return _found(("y", "d_q", "d_k", "d_v"), lambda: results(attention_cuda.own_attention, qkv, g), exact)
+    y = manual_attention(few, heads)
+    (d_qkv,) = torch.autograd.grad(y, few, g[:2].double())
+    d_bias = torch.cat([part.double().sum(dim=(0, 1)) for part in once()[1:4]])  # of all sequences, each rounded
+    exact = [y.detach(), *d_qkv.chunk(3, dim=2), d_bias]
+    return _found(("y", "d_q", "d_k", "d_v", "d_bias"), once, exact)
 
 
 def _found(names: Sequence[str], once: Callable[[], list[torch.Tensor]], exact: list[torch.Tensor]) -> dict[str, Any]:
