@@ -22,6 +22,11 @@ class CpuStep(Step):
         return self.a if self.config.dropout > 0 else 0
 
     @property
+    def k(self) -> int:
+        """Bytes of a value that a norm keeps: of a copy in fp32."""
+        return 4
+
+    @property
     def writes_attention_out(self) -> bool:
         """Whether the attention matrix is held whole."""
         return self.config.attention_impl == "manual" or self.config.dropout > 0

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.config import TrainConfig
+from engine.norm import PLAIN, NormKernels
 from engine.trial import Pairs, why_not
 
 BiasedAttention = Callable[[Tensor, Tensor, int], Tensor]  # see `engine.attention_cuda.own_attention`
@@ -31,12 +32,14 @@ class Kernels:
     Attributes:
         attention: one that repeats there at no cost in time, if there is one.
         perceptron: one that is faster there than one layer after the other, if there is one.
+        norm: what norms under autocast, if there is any.
         names: whose they are, and the loss's; empty on a CPU.
         lacking: a sentence for each of ours that should work on such a device and does not.
     """
 
     attention: BiasedAttention | None = None
     perceptron: Perceptron | None = None
+    norm: NormKernels | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     lacking: tuple[str, ...] = ()
 
@@ -62,14 +65,21 @@ def choose_kernels(config: TrainConfig, dtype: torch.dtype, device: torch.device
         reasons["perceptron"] = why_not(partial(_perceptron_trial, config, dtype, device), device)
         if not reasons["perceptron"]:
             from engine.perceptron_cuda import perceptron
+    norm: NormKernels | None = None
+    if dtype in HALF:
+        norm = PLAIN
+        reasons["norm"] = why_not(partial(_norm_trial, config, dtype, device), device)
+        if not reasons["norm"]:
+            from engine.norm_triton import KERNELS as norm
     from engine.loss_cuda import row_kernel
 
     row_kernel.cache_clear()  # its last answer may have been of a GPU that was full
     _, reasons["loss"] = row_kernel(dtype, device)
-    ours = {"attention": TRITON, "perceptron": CUBLASLT, "loss": TRITON}
+    ours = {"attention": TRITON, "perceptron": CUBLASLT, "norm": TRITON, "loss": TRITON}
     return Kernels(
         attention,
         perceptron,
+        norm,
         {what: PYTORCH if reasons.get(what, "not wanted") else whose for what, whose in ours.items()},
         tuple(
             f"The lab's own kernel for the {what} cannot be used here, so a step takes longer: {reason}"
@@ -104,3 +114,10 @@ def _perceptron_trial(config: TrainConfig, dtype: torch.dtype, device: torch.dev
 
     rows = config.batch_size * config.model.context_length
     return perceptron_cuda.beside_pytorch(rows, config.model.width, dtype, device)
+
+
+def _norm_trial(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> Pairs:
+    from engine import norm_triton  # needs Triton
+
+    stream = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    return norm_triton.beside_pytorch(config.model.width, stream, dtype, device)

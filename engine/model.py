@@ -12,6 +12,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -20,6 +21,7 @@ from engine.attention import Attend, fused_attention, manual_attention
 from engine.config import ModelConfig
 from engine.kernels import BiasedAttention, Kernels, Perceptron
 from engine.loss import linear_cross_entropy
+from engine.norm import NormKernels, norm_beside
 
 
 class Linear(nn.Linear):
@@ -85,10 +87,19 @@ class Block(nn.Module):
         self.expand = linear(config.width, 4 * config.width)
         self.contract = linear(4 * config.width, config.width)
         self.fused_perceptron: Perceptron | None = None  # stands in for the layers in training, under autocast
+        self.norm_kernels: NormKernels | None = None  # the same for norms, unless they are compiled
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
-        return x + F.dropout(self.perceptron(self.norm2(x)), self.dropout, self.training)
+        x, normed = self.norm_beside(x, self.norm1)
+        x = x + self.attention(normed)
+        x, normed = self.norm_beside(x, self.norm2)
+        return x + F.dropout(self.perceptron(normed), self.dropout, self.training)
+
+    def norm_beside(self, x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """The residual stream as it goes on, and its norm, (B, T, D)."""
+        if self.norm_kernels and self.training and torch.is_autocast_enabled("cuda") and not is_compiling():
+            return norm_beside(x, norm.weight, norm.bias, torch.get_autocast_dtype("cuda"), self.norm_kernels)
+        return x, norm(x)
 
     def perceptron(self, x: Tensor) -> Tensor:
         """Expand, GELU, contract: (B, T, D) -> (B, T, D)."""
@@ -143,6 +154,7 @@ class GPT(nn.Module):
                 block.attention.kernel = kernels.attention
             if not isinstance(block.expand, Float8Linear):
                 block.fused_perceptron = kernels.perceptron
+            block.norm_kernels = kernels.norm
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:

@@ -3,8 +3,8 @@
 A step holds the most at one of a few moments; each is added up from what autograd has saved by then and what the
 operation at hand holds besides. In the formulas B is the batch, T the context, D the width, L the layers, H the heads,
 V the vocabulary, N = B·T the tokens of one forward pass, S = N·D the values of one residual stream, A = B·H·T² those of
-one attention matrix, P the weights; a is the bytes of an activation, 4 in fp32 and 2 under autocast, and e those of one
-as a block's products read it, a or in fp8 1. All results are in bytes.
+one attention matrix, P the weights; a is the bytes of an activation, 4 in fp32 and 2 under autocast, e those of one as
+a block's products read it, a or in fp8 1, and k those of one that a norm keeps. All results are in bytes.
 """
 
 from __future__ import annotations
@@ -70,6 +70,11 @@ class Step:
         return 1 if self.config.precision == "fp8" else self.a
 
     @property
+    def k(self) -> int:
+        """Bytes of a value that a block's norm keeps: under autocast on a GPU of the stream as it is (`engine.norm`)."""
+        return self.r if self.mixed else 4
+
+    @property
     def mixed(self) -> bool:
         """Whether autocast is at work."""
         return self.a == 2
@@ -133,19 +138,19 @@ class Step:
     def mlp_saved(self) -> int:
         """What the perceptron's half of a block keeps.
 
-        The norm's input in fp32, 4·S, with mean and deviation, 8·N; its result as `expand` reads it, e·S; before the
+        The norm's input, k·S, with mean and deviation, 8·N; its result as `expand` reads it, e·S; before the
         GELU, 4·a·S, and after it, as `contract` reads it, 4·e·S; dropout's mask, S.
         """
-        return (4 + 4 * self.a + 5 * self.e + self.mask) * self.s + 8 * self.n
+        return (self.k + 4 * self.a + 5 * self.e + self.mask) * self.s + 8 * self.n
 
     @cached_property
     def block_saved(self) -> int:
         """What a block keeps for its backward pass.
 
-        Attention's half: the norm's input, 4·S, mean and deviation, 8·N, its result, e·S, q, k and v, 3·a·S, the inner
+        Attention's half: the norm's input, k·S, mean and deviation, 8·N, its result, e·S, q, k and v, 3·a·S, the inner
         part, its result as `projection` reads it, e·S, and dropout's mask, S; then the perceptron's half.
         """
-        half = (4 + 3 * self.a + 2 * self.e + self.mask) * self.s + 8 * self.n
+        half = (self.k + 3 * self.a + 2 * self.e + self.mask) * self.s + 8 * self.n
         return half + self.attention_saved + self.mlp_saved
 
     @cached_property

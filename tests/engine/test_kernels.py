@@ -19,11 +19,12 @@ from engine.config import ModelConfig, TrainConfig
 from engine.kernels import Kernels, choose_kernels
 from engine.loss import plain_rows
 from engine.model import GPT
+from engine.norm import PLAIN, NormKernels
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
 TINY = ModelConfig(layers=2, heads=2, width=32, context_length=16, vocabulary_size=64)
 NANO = TrainConfig(precision="bf16", device="cuda:0")
-ALL_OURS = {"attention": "Triton", "perceptron": "cuBLASLt", "loss": "Triton"}
+ALL_OURS = {"attention": "Triton", "perceptron": "cuBLASLt", "norm": "Triton", "loss": "Triton"}
 
 
 def other(*_: Any) -> Any:
@@ -54,6 +55,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     module("engine.attention_cuda", monkeypatch, own_attention=other, beside_pytorch=same)
+    module("engine.norm_triton", monkeypatch, KERNELS=NormKernels(other, other), beside_pytorch=same)
     module("engine.loss_triton", monkeypatch, compiled_rows=other)
     monkeypatch.setattr(perceptron_cuda, "beside_pytorch", same)
     monkeypatch.setattr(loss_cuda, "_beside_pytorch", same)
@@ -79,7 +81,7 @@ def of_blocks(model: GPT) -> list[tuple[Any, Any]]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_cpu_trains_with_pytorchs_own(dtype: torch.dtype) -> None:
-    assert choose_kernels(TrainConfig(), dtype, CPU) == Kernels(None, None, {}, ())
+    assert choose_kernels(TrainConfig(), dtype, CPU) == Kernels()
 
 
 @pytest.mark.usefixtures("hopper")
@@ -88,7 +90,7 @@ def test_a_cpu_trains_with_pytorchs_own(dtype: torch.dtype) -> None:
     [
         ({}, []),
         ({"precision": "fp16"}, []),
-        ({"precision": "fp32"}, ["attention", "perceptron"]),
+        ({"precision": "fp32"}, ["attention", "perceptron", "norm"]),
         ({"precision": "fp8"}, ["perceptron"]),
         ({"dropout": 0.1}, ["attention"]),
         ({"attention_impl": "manual"}, ["attention"]),
@@ -100,6 +102,7 @@ def test_ours_do_what_they_can(changes: dict[str, Any], pytorchs: list[str]) -> 
     assert found.lacking == ()
     assert (found.attention is None) == ("attention" in pytorchs)
     assert (found.perceptron is None) == ("perceptron" in pytorchs)
+    assert (found.norm is None) == ("norm" in pytorchs) and found.norm is not PLAIN
 
 
 @pytest.mark.usefixtures("hopper")
@@ -112,11 +115,12 @@ def test_other_cards_have_layers_one_after_the_other(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("hopper")
 def test_what_computes_something_else_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    module("engine.attention_cuda", monkeypatch, own_attention=other, beside_pytorch=wrong)
+    for name in ("attention_cuda", "norm_triton"):
+        monkeypatch.setattr(sys.modules[f"engine.{name}"], "beside_pytorch", wrong)
     monkeypatch.setattr(perceptron_cuda, "beside_pytorch", wrong)
     monkeypatch.setattr(loss_cuda, "_beside_pytorch", wrong)
     found = chosen()
-    assert (found.attention, found.perceptron) == (None, None)
+    assert (found.attention, found.perceptron, found.norm) == (None, None, PLAIN)
     assert set(dict(found.names).values()) == {"PyTorch"}
     assert found.lacking == tuple(
         f"The lab's own kernel for the {what} cannot be used here, so a step takes longer: it computes something else."
@@ -129,11 +133,12 @@ def test_a_card_without_triton_trains_with_pytorchs_own(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
     monkeypatch.setitem(sys.modules, "triton", None)  # importing it fails
-    for name in ("attention_cuda", "loss_triton"):
+    for name in ("attention_cuda", "norm_triton", "loss_triton"):
         monkeypatch.delitem(sys.modules, f"engine.{name}", raising=False)
     found = chosen()
     assert (found.attention, set(dict(found.names).values())) == (None, {"PyTorch"})
-    assert [sentence.split(": ")[0].split()[6] for sentence in found.lacking] == ["attention", "loss"]
+    assert found.norm is PLAIN
+    assert [sentence.split(": ")[0].split()[6] for sentence in found.lacking] == ["attention", "norm", "loss"]
     assert all("triton" in sentence for sentence in found.lacking)
 
 
@@ -141,10 +146,11 @@ def test_a_card_without_triton_trains_with_pytorchs_own(monkeypatch: pytest.Monk
 def test_a_kernel_that_failed_is_tried_again_by_the_next_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk or the GPU may have been full."""
     for trial in (wrong, same):
-        module("engine.attention_cuda", monkeypatch, own_attention=other, beside_pytorch=trial)
+        for name in ("attention_cuda", "norm_triton"):
+            monkeypatch.setattr(sys.modules[f"engine.{name}"], "beside_pytorch", trial)
         monkeypatch.setattr(perceptron_cuda, "beside_pytorch", trial)
         monkeypatch.setattr(loss_cuda, "_beside_pytorch", trial)
-        assert len(chosen().lacking) == (3 if trial is wrong else 0)
+        assert len(chosen().lacking) == (4 if trial is wrong else 0)
     assert dict(chosen().names) == ALL_OURS
 
 

@@ -24,7 +24,7 @@ MEASURED = GPU["rows"]
 @pytest.mark.parametrize("held_back", [False, True])
 def test_the_estimate_is_what_was_measured(held_back: bool) -> None:
     rows = [row for row in MEASURED if row["held_back"] is held_back]
-    assert len(rows) >= 30
+    assert len(rows) >= 40
     found = errors(rows)
     assert statistics.median(map(abs, found)) <= 0.03
     assert max(map(abs, found)) <= 0.10
@@ -32,7 +32,7 @@ def test_the_estimate_is_what_was_measured(held_back: bool) -> None:
 
 
 def test_what_was_measured_covers_the_settings() -> None:
-    assert len(MEASURED) >= 90
+    assert len(MEASURED) >= 100
     assert {row["config"] for row in MEASURED} == set(PRESETS)
     for name, values in {
         "precision": {"fp32", "bf16", "fp16"},

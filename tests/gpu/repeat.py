@@ -27,9 +27,10 @@ os.environ["LAB_CORPORA"] = os.path.join(os.environ["LAB_RUNS"], "corpora")
 import torch
 from torch.nn import functional as F
 
-from engine import TrainConfig, attention_cuda, perceptron_cuda, resume_run, train
+from engine import TrainConfig, attention_cuda, norm_triton, perceptron_cuda, resume_run, train
 from engine.attention import manual_attention
 from engine.loss import linear_cross_entropy
+from engine.norm import norm_beside
 from engine.run import Run
 from engine.start import new_run
 from tests.gpu.parts import Part, print_found
@@ -140,6 +141,32 @@ def _perceptron(rows: int, width: int, dtype: torch.dtype) -> dict[str, Any]:
     return _found(names, once, [exact.detach(), *torch.autograd.grad(exact, wide, g.double())])
 
 
+def norm_part(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A norm with the residual stream beside it: see `_found`."""
+    for stream, dtype in ((torch.bfloat16, torch.bfloat16), (torch.float32, torch.float16)):
+        for rows, width in ((1024, 160), (65536, 768), (1000, 1024), (333, 1280)):
+            yield {
+                "shape": [rows, width],
+                "dtype": str(dtype).removeprefix("torch."),
+            } | _norm(rows, width, stream, dtype)
+
+
+def _norm(rows: int, width: int, stream: torch.dtype, dtype: torch.dtype) -> dict[str, Any]:
+    torch.manual_seed(0)
+    x, d_stream, d_normed = (torch.randn(rows, width, device="cuda") for _ in range(3))
+    leaves = [v.requires_grad_() for v in (x.to(stream), *torch.randn(2, width, device="cuda"))]
+    towards = d_stream.to(stream), d_normed.to(dtype)
+
+    def once() -> list[torch.Tensor]:
+        both = norm_beside(*leaves, dtype, norm_triton.KERNELS)
+        return [both[1].detach(), *torch.autograd.grad(both, leaves, towards)]
+
+    wide = [v.detach().double().requires_grad_() for v in leaves]
+    normed = F.layer_norm(wide[0], (width,), *wide[1:])
+    exact = torch.autograd.grad((wide[0] * 1, normed), wide, [g.double() for g in towards])
+    return _found(("normed", "d_x", "d_weight", "d_bias"), once, [normed.detach(), *exact])
+
+
 def runs_part(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Each kind of run, unbroken and resumed."""
     make_corpus(Path(os.environ["LAB_CORPORA"]))
@@ -178,6 +205,7 @@ def _weights(run: Run) -> str:
 PARTS: dict[str, Part] = {
     "attention": attention_part,
     "perceptron": perceptron_part,
+    "norm": norm_part,
     "loss": loss_part,
     "runs": runs_part,
 }

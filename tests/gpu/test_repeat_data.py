@@ -17,7 +17,7 @@ def found(part: str) -> list[dict[str, Any]]:
     return [row["found"] for row in RECORD if row["part"] == part]
 
 
-@pytest.mark.parametrize(("part", "count"), [("attention", 12), ("perceptron", 6)])
+@pytest.mark.parametrize(("part", "count"), [("attention", 12), ("perceptron", 6), ("norm", 8)])
 def test_kernels_err_by_rounding_and_repeat(part: str, count: int) -> None:
     rows = found(part)
     assert len(rows) == count and {row["dtype"] for row in rows} == {*ROUNDING}

@@ -11,7 +11,7 @@ from engine import TrainConfig
 from engine.memory import GIB, estimate_memory
 from engine.paths import PROJECT
 
-RECORD = [json.loads(line) for line in (PROJECT / "tests" / "data" / "two_h100s.jsonl").read_text().splitlines()]
+RECORD = [json.loads(line) for line in (PROJECT / "tests" / "data" / "two_gpus.jsonl").read_text().splitlines()]
 
 
 def found(part: str) -> dict[str, Any]:
@@ -19,16 +19,18 @@ def found(part: str) -> dict[str, Any]:
     return {row["compile"]: row["found"] for row in RECORD if row["part"] == part}
 
 
-@pytest.mark.parametrize("compile", ["off", "on"])
-def test_two_are_nearly_twice_as_fast_as_one(compile: str) -> None:
-    assert found("throughput")[compile]["ratio"] >= 1.9
+@pytest.mark.parametrize(("compile", "batch_size", "ratio"), [("on", 64, 1.9), ("off", 32, 1.8)])
+def test_two_are_nearly_twice_as_fast_as_one(compile: str, batch_size: int, ratio: float) -> None:
+    """With small batches what the processes exchange takes a larger part of a step."""
+    measured = found("throughput")[compile]
+    assert measured["batch_size"] == batch_size and measured["ratio"] >= ratio
 
 
 @pytest.mark.parametrize("compile", ["off", "on"])
 def test_two_learn_what_one_learns_with_the_same_global_batch(compile: str) -> None:
-    """In bf16, in which another order of sums shows; in fp32 the suite finds them 0.0001 nats apart."""
+    """In bf16: bit for bit, as both make the same sums of the same sequences. In fp32 the suite tries it on a CPU."""
     losses = found("same_losses")[compile]
-    assert losses["largest_difference"] < 0.01
+    assert losses["largest_difference"] == 0
     for first, last in losses["first_and_last"]:
         assert last < first - 5
 

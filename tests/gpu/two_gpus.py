@@ -1,7 +1,7 @@
 """Train with one and with two GPUs of this machine, and print what was measured, one JSON object a line.
 
-    python tests/gpu/two_gpus.py > tests/data/two_h100s.jsonl                           # about five minutes
-    python tests/gpu/two_gpus.py --compile on --batch-size 64 --steps 120 >> tests/data/two_h100s.jsonl
+    python tests/gpu/two_gpus.py > tests/data/two_gpus.jsonl                            # about five minutes
+    python tests/gpu/two_gpus.py --compile on --batch-size 64 --steps 120 >> tests/data/two_gpus.jsonl
     python tests/gpu/two_gpus.py --device cpu --preset nano --batch-size 2 --steps 8    # tries the script without a GPU
 
 Throughput of two processes against one at the same batch per GPU; the loss curve of two against one with the same
@@ -29,6 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import psutil
+import torch
 
 from engine.paths import PROJECT
 from engine.run import Run, list_runs
@@ -170,9 +171,10 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="two-gpus-"))
     os.environ["LAB_RUNS"], os.environ["LAB_CORPORA"] = str(folder / "runs"), str(folder / "corpora")
     make_corpus(folder / "corpora")
+    name = torch.cuda.get_device_name() if options.device == "cuda" else "none"
     try:
         for part in options.parts:
-            how = {"torch": version("torch"), "compile": options.compile, "part": part}
+            how = {"gpu": name, "torch": version("torch"), "compile": options.compile, "part": part}
             print(json.dumps(how | {"found": PARTS[part](options)}), flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
