@@ -71,7 +71,7 @@ class Step:
 
     @property
     def k(self) -> int:
-        """Bytes of a value that a block's norm keeps: under autocast on a GPU of the stream as it is (`engine.norm`)."""
+        """Bytes of a value that a block's norm keeps: under autocast of the stream as it is, see `engine.norm`."""
         return self.r if self.mixed else 4
 
     @property

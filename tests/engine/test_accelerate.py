@@ -39,10 +39,23 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
 
 
-def test_only_long_runs_are_compiled_by_themselves(h100: None) -> None:
-    """150 s at 396 TFLOP/s are 70 million tokens of medium."""
-    config = TrainConfig(config="medium", batch_size=8, epochs=1)
-    short, long = make_plan(config, 60_000_000, 0), make_plan(config, 80_000_000, 0)
+@pytest.mark.parametrize(
+    ("preset", "batch_size", "passes", "saved_s", "compile_s"),
+    [("medium", 64, 1, 0.0048, 25), ("medium", 32, 2, 0.0048, 25), ("nano", 4, 1, 0.00026, 12)],
+)
+def test_runs_are_compiled_by_themselves_when_they_gain_more_than_it_takes(
+    preset: str, batch_size: int, passes: int, saved_s: float, compile_s: float, h100: None
+) -> None:
+    """Seconds that a step of the same tokens gained on an H100, and about those that it took to compile there."""
+    config = TrainConfig(config=preset, batch_size=batch_size, grad_accum_steps=passes, epochs=10**6)
+    worth = round(compile_s / saved_s)  # steps
+    plans = [make_plan(replace(config, max_steps=round(share * worth)), 10**6, 0) for share in (0.75, 1.25)]
+    assert [compiles(plan, GPU) for plan in plans] == [False, True]
+
+
+def test_a_choice_decides_what_is_compiled(h100: None) -> None:
+    config = TrainConfig(config="medium", batch_size=8, epochs=10**6)
+    short, long = (make_plan(replace(config, max_steps=steps), 10**6, 0) for steps in (10, 100_000))
     assert [compiles(plan, GPU) for plan in (short, long)] == [False, True]
     assert not compiles(long, CPU)
     assert compiles(replace(short, config=replace(config, compile="on")), GPU)
