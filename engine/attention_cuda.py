@@ -21,9 +21,8 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.attention import fused_attention
+from engine.loss_triton import LOG2_E
 from engine.trial import Pairs
-
-LOG2_E = tl.constexpr(1.4426950408889634)  # kernels raise 2, not e, to a power: that is one instruction
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Kernels:
     Attributes:
         attention: one that repeats there at no cost in time, if there is one.
         perceptron: one that is faster there than one layer after the other, if there is one.
-        norm: what norms under autocast, if there is any.
+        norm: what norms in uncompiled training steps under autocast, if there is any.
         names: whose they are, and the loss's; empty on a CPU.
         lacking: a sentence for each of ours that should work on such a device and does not.
     """
@@ -90,9 +90,11 @@ def choose_kernels(config: TrainConfig, dtype: torch.dtype, device: torch.device
 
 
 def wants_attention(config: TrainConfig, dtype: torch.dtype) -> bool:
-    """Whether ours is meant for it: its gradients repeat at no cost in time. It has no dropout."""
+    """Whether ours is meant for it: its gradients repeat at no cost in time. It has no dropout, nor does cuDNN's take a
+    single position."""
     size = config.model.width // config.model.heads
-    return config.attention_impl == "sdpa" and config.dropout == 0 and dtype in HALF and size in HEAD_SIZES
+    suits = dtype in HALF and size in HEAD_SIZES and config.model.context_length > 1
+    return suits and config.attention_impl == "sdpa" and config.dropout == 0
 
 
 def wants_perceptron(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> bool:

@@ -6,9 +6,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.loss_cuda import STRETCH
+
 LOG2_E = tl.constexpr(1.4426950408889634)  # kernels raise 2, not e, to a power: that is one instruction
 GROUP = tl.constexpr(8)  # columns that a thread reads at once: 16 bytes of bf16
-GROUPS, WARPS = 1024, 32
+GROUPS, WARPS = STRETCH // 8, 32
 
 
 @triton.jit

@@ -72,7 +72,7 @@ class Step:
     @property
     def k(self) -> int:
         """Bytes of a value that a block's norm keeps: under autocast of the stream as it is, see `engine.norm`."""
-        return self.r if self.mixed else 4
+        return self.r
 
     @property
     def mixed(self) -> bool:

@@ -3,7 +3,8 @@
 PyTorch norms in fp32 there, so it makes a copy of a bf16 residual stream, keeps that for the backward pass, and
 converts its result; and the gradients of the norm and of the stream beside it are added up by an operation of their
 own. Here what is kept is the stream itself, and one operation makes the gradient of both ways. `engine.norm_triton`
-does each pass by one kernel. A compiler does as well by itself, and is left alone.
+does each pass by one kernel, but for adding up the weights' gradients of its programs. A compiler does as well by
+itself, and is left alone.
 
 Shapes: N rows, D width.
 """

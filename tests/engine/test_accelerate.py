@@ -40,14 +40,21 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "batch_size", "passes", "saved_s", "compile_s"),
-    [("medium", 64, 1, 0.0048, 25), ("medium", 32, 2, 0.0048, 25), ("nano", 4, 1, 0.00026, 12)],
+    ("preset", "precision", "batch_size", "passes", "saved_s", "compile_s"),
+    [
+        ("medium", "bf16", 64, 1, 0.0048, 25),
+        ("medium", "bf16", 32, 2, 0.0048, 25),
+        ("medium", "fp8", 64, 1, 0.166, 25),
+        ("nano", "bf16", 4, 1, 0.00026, 12),
+    ],
 )
 def test_runs_are_compiled_by_themselves_when_they_gain_more_than_it_takes(
-    preset: str, batch_size: int, passes: int, saved_s: float, compile_s: float, h100: None
+    preset: str, precision: str, batch_size: int, passes: int, saved_s: float, compile_s: float, h100: None
 ) -> None:
     """Seconds that a step of the same tokens gained on an H100, and about those that it took to compile there."""
-    config = TrainConfig(config=preset, batch_size=batch_size, grad_accum_steps=passes, epochs=10**6)
+    config = TrainConfig(
+        config=preset, precision=precision, batch_size=batch_size, grad_accum_steps=passes, epochs=10**6
+    )
     worth = round(compile_s / saved_s)  # steps
     plans = [make_plan(replace(config, max_steps=round(share * worth)), 10**6, 0) for share in (0.75, 1.25)]
     assert [compiles(plan, GPU) for plan in plans] == [False, True]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import engine
 from engine import loss_cuda, perceptron_cuda
 from engine.attention import fused_attention
 from engine.config import ModelConfig, TrainConfig
@@ -93,6 +94,7 @@ def test_a_cpu_trains_with_pytorchs_own(dtype: torch.dtype) -> None:
         ({"precision": "fp32"}, ["attention", "perceptron", "norm"]),
         ({"precision": "fp8"}, ["perceptron"]),
         ({"dropout": 0.1}, ["attention"]),
+        ({"context_length": 1}, ["attention"]),
         ({"attention_impl": "manual"}, ["attention"]),
     ],
 )
@@ -135,11 +137,12 @@ def test_a_card_without_triton_trains_with_pytorchs_own(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "triton", None)  # importing it fails
     for name in ("attention_cuda", "norm_triton", "loss_triton"):
         monkeypatch.delitem(sys.modules, f"engine.{name}", raising=False)
+        monkeypatch.delattr(engine, name, raising=False)
     found = chosen()
     assert (found.attention, set(dict(found.names).values())) == (None, {"PyTorch"})
     assert found.norm is PLAIN
     assert [sentence.split(": ")[0].split()[6] for sentence in found.lacking] == ["attention", "norm", "loss"]
-    assert all("triton" in sentence for sentence in found.lacking)
+    assert not [sentence for sentence in found.lacking if "triton" not in sentence]
 
 
 @pytest.mark.usefixtures("hopper")
@@ -238,7 +241,9 @@ def test_the_attentions_kernel_makes_its_biass_gradient(float8: bool, monkeypatc
     found, wanted = gradients(ours), gradients(plain)
     assert called == 2 and found.keys() == wanted.keys()
     for name, theirs in wanted.items():
-        if not (float8 and name.endswith("qkv.bias")):
+        if float8 and name.endswith("qkv.bias"):  # of rounded numbers where the layer makes it
+            assert 0 < (found[name] - theirs).norm() < 0.2 * theirs.norm()
+        else:
             torch.testing.assert_close(found[name], theirs)
     ours.eval()
     gradients(ours)

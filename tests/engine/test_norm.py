@@ -81,33 +81,47 @@ def test_a_model_has_it_in_training_under_autocast_unless_a_compiler_does_it(mon
     assert called == [torch.bfloat16] * 4
     monkeypatch.setattr("engine.model.is_compiling", lambda: True)
     gradients(ours)
+    monkeypatch.setattr("engine.model.is_compiling", lambda: False)
     ours.eval()
     gradients(ours)
     assert len(called) == 4
 
 
+DTYPES = [
+    (torch.float32, torch.float32, 1e-6),
+    (torch.bfloat16, torch.bfloat16, 4e-3),
+    (torch.float32, torch.float16, 5e-4),
+]
+
+
 def errors() -> None:
-    """Print |found - exact| / |exact| of the norm and its gradients for each shape."""
+    """Print |found - exact| / |exact| of the norm and its gradients, for each dtype of the stream and the norm and each
+    shape."""
     from engine.norm_triton import KERNELS
 
-    for shape in SHAPES:
-        given = leaves(*shape)
-        towards = torch.randn(shape), torch.randn(shape)
-        ours = norm_beside(*given, torch.float32, KERNELS)
-        exact = [leaf.detach().double().requires_grad_() for leaf in given]
-        theirs = exact[0] * 1, F.layer_norm(exact[0], shape[1:], *exact[1:])
-        found = ours[1], *torch.autograd.grad(ours, given, towards)
-        wanted = theirs[1], *torch.autograd.grad(theirs, exact, [g.double() for g in towards])
-        for one, other in zip(found, wanted, strict=True):
-            print(float((one - other).norm() / other.norm()))
+    for stream, dtype, _ in DTYPES:
+        for shape in SHAPES:
+            x, *weights = leaves(*shape)
+            given = [x.detach().to(stream).requires_grad_(), *weights]
+            towards = torch.randn(shape).to(stream), torch.randn(shape).to(dtype)
+            ours = norm_beside(*given, dtype, KERNELS)  # type: ignore[call-arg,arg-type]
+            exact = [leaf.detach().double().requires_grad_() for leaf in given]
+            theirs = exact[0] * 1, F.layer_norm(exact[0], shape[1:], *exact[1:])
+            found = ours[1], *torch.autograd.grad(ours, given, towards)
+            wanted = theirs[1], *torch.autograd.grad(theirs, exact, [g.double() for g in towards])
+            for one, other in zip(found, wanted, strict=True):
+                print(float((one - other).norm() / other.norm()))
 
 
 def test_the_kernels_are_the_formulas() -> None:
     found = printed_numbers(errors)
-    assert len(found) == 4 * len(SHAPES) and max(found) < 1e-6
+    each = 4 * len(SHAPES)
+    assert len(found) == each * len(DTYPES)
+    for i, (_, _, rounding) in enumerate(DTYPES):
+        assert max(found[i * each : (i + 1) * each]) < rounding
 
 
-@pytest.mark.parametrize("mistake", ["", "forward", "stream", "weight"])
+@pytest.mark.parametrize("mistake", ["", "forward", "stream", "weight", "bias"])
 def test_they_are_tried_beside_pytorchs(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     from engine import norm_triton
@@ -119,7 +133,7 @@ def test_they_are_tried_beside_pytorchs(mistake: str, monkeypatch: pytest.Monkey
     def backward(*given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         *others, d_stream = given
         d_x, d_weight, d_bias = PLAIN.backward(*others, d_stream * (mistake != "stream"))  # type: ignore[call-arg]
-        return d_x, d_weight * (mistake != "weight"), d_bias
+        return d_x, d_weight * (mistake != "weight"), d_bias * (mistake != "bias")
 
     monkeypatch.setattr(norm_triton, "KERNELS", NormKernels(forward, backward))
     reason = why_not(lambda: norm_triton.beside_pytorch(64, torch.bfloat16, torch.bfloat16, CPU), CPU)

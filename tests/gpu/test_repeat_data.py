@@ -41,9 +41,14 @@ def test_the_loss_repeats() -> None:
 
 def test_resumed_runs_are_the_unbroken_ones_bit_for_bit() -> None:
     rows = found("runs")
+    assert len(rows) == 13
     for row in rows:
         assert row["losses_equal"] and row["norms_equal"] and row["weights_equal"], row
     kinds = {(row["config"], row["compile"], bool(row.get("dropout"))) for row in rows}
     assert kinds >= {("nano", "auto", False)} | {("medium", c, d) for c in ("off", "on") for d in (False, True)}
     assert max(row["batch_size"] for row in rows if row["config"] == "medium") == 32
     assert any(row.get("gradient_checkpointing") for row in rows)
+    assert any(row.get("grad_accum_steps", 1) > 1 for row in rows)
+    assert any(row.get("attention_impl") == "manual" for row in rows)
+    assert {row["precision"] for row in rows} == {"bf16", "fp16", "fp32", "fp8"}
+    assert {row["config"] for row in rows} == {"nano", "medium", "large"}
