@@ -245,8 +245,8 @@ class TrainConfig:
     )
     compile: str = setting(
         "auto",
-        "On a GPU: off runs every operation by itself; on fuses them by compilation, which takes 10 to 40 seconds after "
-        "the first steps, and replays a step as one CUDA graph; auto replays in a process that trains alone, and "
+        "On a GPU: off runs every operation by itself; on fuses them by compilation, which takes 10 to 40 seconds "
+        "after the first steps, and replays a step as one CUDA graph; auto replays in a process that trains alone, and "
         "compiles runs long enough to gain by it. A CPU never compiles.",
         label="Compilation",
         group="Compute",
