@@ -64,8 +64,7 @@ class _NormBeside(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_stream: Tensor, d_normed: Tensor) -> Any:
         x, weight, means, rates = ctx.saved_tensors
-        of_rows = (tensor.flatten(0, -2) for tensor in (d_normed, x, d_stream))
-        d_normed, rows, d_stream = of_rows
+        d_normed, rows, d_stream = (tensor.flatten(0, -2) for tensor in (d_normed, x, d_stream))
         d_x, d_weight, d_bias = ctx.backward_kernel(d_normed, rows, means, rates, weight, d_stream)
         return d_x.view_as(x), d_weight, d_bias, None, None
 

@@ -137,7 +137,7 @@ def _compile(run: ActiveRun, state: TrainState) -> None:
 
     _settle(run, state)
     run.flush()
-    run.event("compiling", "Compiling the model for this GPU, which takes some twenty seconds …")
+    run.event("compiling", "Compiling the model for this GPU, which takes 10 to 40 seconds …")
     state.team.order("compile")
     for rank, problem in enumerate(state.team.gather(try_to_compile(state))):
         if problem:
