@@ -34,7 +34,7 @@ def arithmetic(plan: Plan, kernels: Kernels) -> dict[str, str]:
 
 
 def _of_a_gpu(device: str) -> dict[str, str]:
-    from engine.perceptron_cuda import cublas_version
+    from engine.cublaslt import cublas_version
 
     return {
         "GPU": torch.cuda.get_device_name(device),

@@ -79,7 +79,7 @@ class CpuStep(Step):
     def loss_forward(self) -> Moment:
         """The loss: the last norm's result, 4·S, beside all that is saved."""
         gradients = self.held_gradients + self.vocabulary_gradients
-        casts = self.config.model.layers * self.block_casts
+        casts = self._casts_of(self.config.model.layers)
         return Moment(casts, gradients, self.saved + self.ends_saved + 4 * self.s)
 
     def block_backward(self, layer: int) -> Moment:

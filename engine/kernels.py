@@ -8,20 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from engine import cublaslt
 from engine.config import TrainConfig
 from engine.norm import PLAIN, NormKernels
 from engine.trial import Pairs, why_not
 
 BiasedAttention = Callable[[Tensor, Tensor, int], Tensor]  # see `engine.attention_cuda.own_attention`
 Perceptron = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # see `engine.perceptron_cuda.perceptron`
+LinearKernel = Callable[[Tensor, Tensor, Tensor], Tensor]  # see `engine.linear_cuda.linear`
 
 HALF = (torch.bfloat16, torch.float16)
 HEAD_SIZES = (16, 32, 64, 128)  # that our attention is made for
-HOPPER = (9, 0)  # where cuBLASLt's GELU was measured, and pays
 PYTORCH, TRITON, CUBLASLT = "PyTorch", "Triton", "cuBLASLt"
 
 
@@ -32,6 +34,7 @@ class Kernels:
     Attributes:
         attention: one that repeats there at no cost in time, if there is one.
         perceptron: one that is faster there than one layer after the other, if there is one.
+        linear: the same for a linear layer by itself.
         norm: what norms in uncompiled training steps under autocast, if there is any.
         names: whose they are, and the loss's; empty on a CPU.
         lacking: a sentence for each of ours that should work on such a device and does not.
@@ -39,6 +42,7 @@ class Kernels:
 
     attention: BiasedAttention | None = None
     perceptron: Perceptron | None = None
+    linear: LinearKernel | None = None
     norm: NormKernels | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     lacking: tuple[str, ...] = ()
@@ -54,34 +58,21 @@ def choose_kernels(config: TrainConfig, dtype: torch.dtype, device: torch.device
     """
     if device.type != "cuda":
         return Kernels()
-    reasons = {}
-    attention: BiasedAttention | None = None
-    if wants_attention(config, dtype):
-        reasons["attention"] = why_not(partial(_attention_trial, config, dtype, device), device)
-        if not reasons["attention"]:
-            from engine.attention_cuda import own_attention as attention
-    perceptron: Perceptron | None = None
-    if wants_perceptron(config, dtype, device):
-        reasons["perceptron"] = why_not(partial(_perceptron_trial, config, dtype, device), device)
-        if not reasons["perceptron"]:
-            from engine.perceptron_cuda import perceptron
-    norm: NormKernels | None = None
-    if dtype in HALF:
-        norm = PLAIN
-        reasons["norm"] = why_not(partial(_norm_trial, config, dtype, device), device)
-        if not reasons["norm"]:
-            from engine.norm_triton import KERNELS as norm
-    from engine.loss_cuda import row_kernel
+    forget_trials()
+    reasons = {
+        what: own.why_not(config, dtype, device) for what, own in OURS.items() if own.wanted(config, dtype, device)
+    }
 
-    row_kernel.cache_clear()  # its last answer may have been of a GPU that was full
-    _, reasons["loss"] = row_kernel(dtype, device)
-    ours = {"attention": TRITON, "perceptron": CUBLASLT, "norm": TRITON, "loss": TRITON}
+    def chosen(what: str) -> Any:
+        return OURS[what].get() if reasons.get(what) == "" else None
+
     return Kernels(
-        attention,
-        perceptron,
-        norm,
-        {what: PYTORCH if reasons.get(what, "not wanted") else whose for what, whose in ours.items()},
-        tuple(
+        attention=chosen("attention"),
+        perceptron=chosen("perceptron"),
+        linear=chosen("products"),
+        norm=chosen("norm") or (PLAIN if dtype in HALF else None),
+        names={what: PYTORCH if reasons.get(what, "not wanted") else own.by for what, own in OURS.items()},
+        lacking=tuple(
             f"The lab's own kernel for the {what} cannot be used here, so a step takes longer: {reason}"
             for what, reason in reasons.items()
             if reason
@@ -89,7 +80,15 @@ def choose_kernels(config: TrainConfig, dtype: torch.dtype, device: torch.device
     )
 
 
-def wants_attention(config: TrainConfig, dtype: torch.dtype) -> bool:
+def forget_trials() -> None:
+    """Let what is remembered from one call to the next be tried anew: the GPU or the disk may have been full."""
+    from engine import linear_cuda, loss_cuda
+
+    linear_cuda.why_pytorch.cache_clear()
+    loss_cuda.row_kernel.cache_clear()
+
+
+def wants_attention(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether ours is meant for it: its gradients repeat at no cost in time. It has no dropout, nor does cuDNN's take a
     single position."""
     size = config.model.width // config.model.heads
@@ -97,18 +96,26 @@ def wants_attention(config: TrainConfig, dtype: torch.dtype) -> bool:
     return suits and config.attention_impl == "sdpa" and config.dropout == 0
 
 
+def wants_products(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether ours are meant for it."""
+    return cublaslt.pays(dtype, config.model.width, device)
+
+
 def wants_perceptron(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether ours is meant for it. Layers in fp8 have products of their own."""
-    from engine.perceptron_cuda import ALIGNED
-
-    suits = config.precision != "fp8" and dtype in HALF and config.model.width % ALIGNED == 0
-    return suits and torch.cuda.get_device_capability(device) == HOPPER
+    return config.precision != "fp8" and wants_products(config, dtype, device)
 
 
 def _attention_trial(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> Pairs:
     from engine import attention_cuda  # needs Triton
 
     return attention_cuda.beside_pytorch(config.model.width // config.model.heads, dtype, device)
+
+
+def _own_attention() -> BiasedAttention:
+    from engine.attention_cuda import own_attention
+
+    return own_attention
 
 
 def _perceptron_trial(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> Pairs:
@@ -118,8 +125,70 @@ def _perceptron_trial(config: TrainConfig, dtype: torch.dtype, device: torch.dev
     return perceptron_cuda.beside_pytorch(rows, config.model.width, dtype, device)
 
 
+def _own_perceptron() -> Perceptron:
+    from engine.perceptron_cuda import perceptron
+
+    return perceptron
+
+
+def _why_not_products(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> str:
+    from engine.linear_cuda import why_pytorch
+
+    return why_pytorch(dtype, device)
+
+
+def _own_linear() -> LinearKernel:
+    from engine.linear_cuda import linear
+
+    return linear
+
+
 def _norm_trial(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> Pairs:
     from engine import norm_triton  # needs Triton
 
     stream = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
     return norm_triton.beside_pytorch(config.model.width, stream, dtype, device)
+
+
+def _own_norm() -> NormKernels:
+    from engine.norm_triton import KERNELS
+
+    return KERNELS
+
+
+def _why_not_loss(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> str:
+    from engine.loss_cuda import row_kernel  # which the loss asks itself for what to use
+
+    return row_kernel(dtype, device)[1]
+
+
+@dataclass(frozen=True)
+class _Own:
+    """One of our kernels.
+
+    Attributes:
+        by: what it is made with.
+        wanted: whether it is meant for a run.
+        why_not: tries it for a run, and says why it cannot be used; "" when it can.
+        get: itself; of the loss's nobody asks here.
+    """
+
+    by: str
+    wanted: Callable[[TrainConfig, torch.dtype, torch.device], bool]
+    why_not: Callable[[TrainConfig, torch.dtype, torch.device], str]
+    get: Callable[[], Any] = lambda: None
+
+
+def _tried(
+    trial: Callable[[TrainConfig, torch.dtype, torch.device], Pairs],
+) -> Callable[[TrainConfig, torch.dtype, torch.device], str]:
+    return lambda config, dtype, device: why_not(partial(trial, config, dtype, device), device)
+
+
+OURS = {
+    "attention": _Own(TRITON, wants_attention, _tried(_attention_trial), _own_attention),
+    "products": _Own(CUBLASLT, wants_products, _why_not_products, _own_linear),
+    "perceptron": _Own(CUBLASLT, wants_perceptron, _tried(_perceptron_trial), _own_perceptron),
+    "norm": _Own(TRITON, lambda _, dtype, __: dtype in HALF, _tried(_norm_trial), _own_norm),
+    "loss": _Own(TRITON, lambda *_: True, _why_not_loss),
+}

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from engine import cublaslt
+from engine.linear_cuda import why_pytorch
 from engine.loss import plain_rows
 from engine.moments import LOSS_BLOCK_BYTES, LOSS_PADDING
 from engine.trial import Pairs, why_not
@@ -40,21 +42,23 @@ class LinearCrossEntropy(torch.autograd.Function):
         h = hidden.to(dtype)
         losses = torch.empty(len(h), device=h.device)
         d_hidden = torch.empty_like(h) if wants_gradient else None
-        d_weight = torch.zeros(padded, width, device=h.device) if wants_gradient else None
+        d_weight = torch.empty(padded, width, device=h.device) if wants_gradient else None
         blocks = math.ceil(len(h) * padded * dtype.itemsize / LOSS_BLOCK_BYTES)
         rows = math.ceil(len(h) / max(1, blocks))  # blocks of one size
         over_rows, _ = row_kernel(dtype, h.device)
+        multiply = product_kernel(dtype, width, h.device)
         for start in range(0, len(h), max(1, rows)):
             part = slice(start, start + rows)
-            logits = h[part] @ w.T  # (rows, V padded)
+            logits = h.new_empty(len(h[part]), padded)
+            multiply(h[part], w.T, logits)
             over_rows(logits, targets[part], losses[part], vocabulary, wants_gradient)
             if d_hidden is not None and d_weight is not None:
-                torch.mm(logits, w, out=d_hidden[part])
-                _add_product(d_weight, logits.T, h[part])
+                multiply(logits, w, d_hidden[part])
+                multiply(logits.T, h[part], d_weight, add=start > 0)  # the first block overwrites
             del logits
         if wants_gradient:
             ctx.save_for_backward(d_hidden, d_weight)
-            ctx.vocabulary, ctx.dtype = vocabulary, hidden.dtype
+            ctx.vocabulary, ctx.dtype, ctx.scale = vocabulary, hidden.dtype, _scale_beside(over_rows)
         return losses.sum()
 
     @staticmethod
@@ -62,15 +66,24 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """The gradients were computed with the loss; only their factor comes now."""
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden.mul_(gradient).to(ctx.dtype), d_weight.mul_(gradient)[: ctx.vocabulary], None, None, None
+        for values in (d_hidden, d_weight):
+            ctx.scale(values, gradient)
+        return d_hidden.to(ctx.dtype), d_weight[: ctx.vocabulary], None, None, None
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, added up in fp32 whatever the factors are."""
-    if a.dtype == torch.float32:
-        total.addmm_(a, b)
+def product_kernel(dtype: torch.dtype, width: int, device: torch.device) -> Callable[..., None]:
+    """What multiplies: see `plain_multiply`."""
+    if cublaslt.pays(dtype, width, device) and not why_pytorch(dtype, device):
+        return cublaslt.multiply
+    return plain_multiply
+
+
+def plain_multiply(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> None:
+    """(N, K) times (K, M), into `out`, (N, M), in the factors' dtype or fp32, or with `add` added to what is there."""
+    if out.dtype == a.dtype:
+        torch.addmm(out, a, b, beta=float(add), out=out)
     else:
-        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+        torch.addmm(out, a, b, beta=float(add), out_dtype=out.dtype, out=out)
 
 
 @functools.cache
@@ -87,8 +100,23 @@ def row_kernel(dtype: torch.dtype, device: torch.device) -> tuple[Rows, str]:
     return compiled_rows, ""
 
 
+def plain_scale(values: Tensor, factor: Tensor) -> None:
+    """values, contiguous, times factor, () in fp32, in place."""
+    values.mul_(factor[None])  # without dimensions it would be rounded to the dtype of the values first
+
+
+def _scale_beside(rows: Rows) -> Callable[[Tensor, Tensor], None]:
+    """`plain_scale`, or what does the same by the kernels that `rows` is of."""
+    if rows is plain_rows:
+        return plain_scale
+    from engine.loss_triton import compiled_scale
+
+    return compiled_scale
+
+
 def _beside_pytorch(dtype: torch.dtype, device: torch.device) -> Pairs:
-    """Losses and gradients of some rows, wide enough for the kernel to read several stretches, and by PyTorch.
+    """Losses and gradients of some rows, wide enough for the kernel to read several stretches, and some of those
+    gradients scaled; and by PyTorch.
 
     Logits are large, and larger from stretch to stretch. Probabilities are compared apart from the targets' -1, beside
     which they are next to nothing.
@@ -100,10 +128,14 @@ def _beside_pytorch(dtype: torch.dtype, device: torch.device) -> Pairs:
     logits = (growing * torch.randn(3, width, generator=generator, device=device)).to(dtype)
     targets = torch.tensor([3, STRETCH + 5, vocabulary - 1], device=device)
     results = []
+    factor = torch.full((), 1 / 3, device=device)
     for rows in (compiled_rows, plain_rows):
         gradients, losses, alone = logits.clone(), torch.empty(3, device=device), torch.empty(3, device=device)
         rows(logits.clone(), targets, alone, vocabulary, False)
         rows(gradients, targets, losses, vocabulary, True)
         at_targets = gradients.gather(1, targets[:, None])
-        results.append((alone, losses, at_targets, gradients.scatter(1, targets[:, None], 0.0)))
+        others = gradients.scatter(1, targets[:, None], 0.0)
+        scaled = others.clone()
+        _scale_beside(rows)(scaled, factor)
+        results.append((alone, losses, at_targets, others, scaled))
     return zip(*results, strict=True)

@@ -19,13 +19,15 @@ from torch.utils.checkpoint import checkpoint
 from engine import float8
 from engine.attention import Attend, fused_attention, manual_attention
 from engine.config import ModelConfig
-from engine.kernels import BiasedAttention, Kernels, Perceptron
+from engine.kernels import BiasedAttention, Kernels, LinearKernel, Perceptron
 from engine.loss import linear_cross_entropy
 from engine.norm import NormKernels, norm_beside
 
 
 class Linear(nn.Linear):
     """PyTorch's, without its initial weights: `GPT.initialize` or a checkpoint sets them."""
+
+    kernel: LinearKernel | None = None  # stands in for it in training, under autocast
 
     def reset_parameters(self) -> None: ...
 
@@ -34,6 +36,9 @@ class Linear(nn.Linear):
 
     def with_bias(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """As `forward`, but for the bias."""
+        if self.kernel and bias is not None and self.training and torch.is_autocast_enabled("cuda"):
+            dtype = torch.get_autocast_dtype("cuda")
+            return self.kernel(x.to(dtype), self.weight.to(dtype), bias.to(dtype))
         return F.linear(x, self.weight, bias)
 
 
@@ -154,6 +159,7 @@ class GPT(nn.Module):
                 block.attention.kernel = kernels.attention
             if not isinstance(block.expand, Float8Linear):
                 block.fused_perceptron = kernels.perceptron
+                block.attention.qkv.kernel = block.attention.projection.kernel = kernels.linear
             block.norm_kernels = kernels.norm
 
     @torch.no_grad()

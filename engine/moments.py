@@ -208,16 +208,17 @@ class Step:
         layers = self.config.model.layers
         inner = self.attention_at_work - self.attention_saved + self.block_saved - self.mlp_saved
         before = self.saved * (layers - 1) // layers
-        return Moment(layers * self.block_casts, self.held_gradients, self.ends_saved + before + inner)
+        casts = max(self.block_casts, self._casts_of(layers))
+        return Moment(casts, self.held_gradients, self.ends_saved + before + inner)
 
     def loss(self) -> Moment:
         """The output layer with its loss, of which the backward pass is a part: see `engine.loss_cuda`.
 
         A block of logits and the padded copy of the weights, a·(rows·V + V·D), the gradient of the weights, 4·V·D, the
         input, r·S, and its copy, a·S, where autocast has to make one. Of the input's gradient, a·S, `ends_saved`
-        speaks. Autocast's copies of all weights are there until the end of the forward pass.
+        speaks.
         """
-        casts = self.config.model.layers * self.block_casts
+        casts = self._casts_of(self.config.model.layers)
         padded = -(-self.config.model.vocabulary_size // LOSS_PADDING) * LOSS_PADDING
         blocks = max(1, math.ceil(self.n * padded * self.a / LOSS_BLOCK_BYTES))
         copies = (self.r + self.a * (self.r > self.a)) * self.s if self.mixed else 0
@@ -264,6 +265,7 @@ class Step:
         return Moment(0, 4 * self.config.model.parameters + waiting, 4 * self.s + 24 * self.n)
 
     def _casts_of(self, layers: int) -> int:
+        """Copies of so many blocks' matrices that wait for the backward pass; with checkpointing they are made anew."""
         return 0 if self.config.gradient_checkpointing else layers * self.block_casts
 
     def _gradients_above(self, layer: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine import perceptron_cuda
+from engine import cublaslt
 from engine.accelerate import compiles
 from engine.arithmetic import arithmetic, of_all_ranks, rounds_otherwise
 from engine.config import TrainConfig
@@ -27,7 +27,7 @@ def test_a_cpu_is_told_by_name_and_instructions() -> None:
 @pytest.mark.parametrize(("compile", "blocks"), [("on", "compiled"), ("off", "not compiled")])
 def test_a_gpu_with_its_libraries_and_whose_kernels(compile: str, blocks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA L4")
-    monkeypatch.setattr(perceptron_cuda, "cublas_version", lambda: "130100")
+    monkeypatch.setattr(cublaslt, "cublas_version", lambda: "130100")
     asked = plan(device="cuda:0", precision="bf16", compile=compile)
     told = arithmetic(asked, Kernels(names={"loss": "Triton"}))
     assert list(told) == ["PyTorch", "GPU", "CUDA", "cuBLAS", "cuDNN", "Triton", "loss", "blocks"]

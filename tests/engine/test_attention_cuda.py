@@ -9,16 +9,20 @@ import pytest
 from tests.triton_interpreter import printed_numbers
 
 SHAPES = [(1, 77, 2, 16), (1, 128, 1, 16), (2, 130, 1, 32), (1, 1, 1, 16)]
+COPIED = [(1, 128, 1, 64), (2, 256, 2, 64)]  # where Hopper's unit for copying reads and writes
 
 
 def errors() -> None:
     """Print |found - exact| / |exact| of the gradient for each shape, and of its sum over positions."""
     import torch
 
+    from engine import attention_cuda
     from engine.attention import manual_attention
     from engine.attention_cuda import gradient
 
-    for batch, time, heads, size in SHAPES:
+    for batch, time, heads, size in SHAPES + COPIED:
+        copies = (batch, time, heads, size) in COPIED
+        attention_cuda._copies = lambda *_, answer=copies: answer
         torch.manual_seed(0)
         qkv = torch.randn(batch, time, 3 * heads * size, requires_grad=True)
         g = torch.randn(batch, time, heads * size)
@@ -34,7 +38,7 @@ def errors() -> None:
 
 def test_its_gradient_is_the_formulas() -> None:
     found = printed_numbers(errors)
-    assert len(found) == 2 * len(SHAPES) and max(found) < 1e-6
+    assert len(found) == 2 * len(SHAPES + COPIED) and max(found) < 1e-6
 
 
 @pytest.mark.parametrize(("factor", "of_bias"), [(1.0, 1.0), (1.1, 1.0), (1.0, 1.1), (1.0, 0.0)])
@@ -69,3 +73,27 @@ def test_shapes_are_known_without_a_card() -> None:
     d_qkv, d_bias = attention_cuda._backward_shapes(qkv, y, log_sums, y, 2)
     assert (y.shape, log_sums.shape, d_qkv.shape, d_bias.shape) == ((2, 5, 32), (2, 2, 5), qkv.shape, bias.shape)
     assert (y.dtype, log_sums.dtype, d_bias.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("shape", "copies"),
+    [
+        ((64, 1024, 3 * 768), True),
+        ((64, 1000, 3 * 768), False),  # its last block would reach into the next sequence
+        ((64, 1024, 3 * 1536), False),  # heads of 128
+        ((4, 1024, 3 * 768), False),  # so little that the host would be waited for
+    ],
+)
+def test_blocks_are_copied_where_that_pays(
+    shape: tuple[int, ...], copies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    import torch
+
+    from engine.attention_cuda import _copies
+
+    qkv = torch.empty(shape, dtype=torch.bfloat16, device="meta")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert _copies(qkv, 12) is copies
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    assert not _copies(qkv, 12)

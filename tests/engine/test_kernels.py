@@ -12,20 +12,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 import engine
-from engine import loss_cuda, perceptron_cuda
+from engine import cublaslt, linear_cuda, loss_cuda, perceptron_cuda
 from engine.attention import fused_attention
 from engine.config import ModelConfig, TrainConfig
-from engine.kernels import Kernels, choose_kernels
+from engine.kernels import Kernels, choose_kernels, forget_trials
 from engine.loss import plain_rows
+from engine.loss_cuda import plain_scale
 from engine.model import GPT
 from engine.norm import PLAIN, NormKernels
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
 TINY = ModelConfig(layers=2, heads=2, width=32, context_length=16, vocabulary_size=64)
 NANO = TrainConfig(precision="bf16", device="cuda:0")
-ALL_OURS = {"attention": "Triton", "perceptron": "cuBLASLt", "norm": "Triton", "loss": "Triton"}
+CUBLASLT = {"products": "cuBLASLt", "perceptron": "cuBLASLt"}
+ALL_OURS = {"attention": "Triton", **CUBLASLT, "norm": "Triton", "loss": "Triton"}
 
 
 def other(*_: Any) -> Any:
@@ -58,16 +61,17 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     module("engine.attention_cuda", monkeypatch, own_attention=other, beside_pytorch=same)
     module("engine.norm_triton", monkeypatch, KERNELS=NormKernels(other, other), beside_pytorch=same)
     module("engine.loss_triton", monkeypatch, compiled_rows=other)
-    monkeypatch.setattr(perceptron_cuda, "beside_pytorch", same)
+    for cublas in (linear_cuda, perceptron_cuda):
+        monkeypatch.setattr(cublas, "beside_pytorch", same)
     monkeypatch.setattr(loss_cuda, "_beside_pytorch", same)
 
 
 @pytest.fixture(autouse=True)
 def not_tried_yet() -> Iterator[None]:
-    """The loss's kernel is remembered from one call to the next."""
-    loss_cuda.row_kernel.cache_clear()
+    """Some are remembered from one call to the next."""
+    forget_trials()
     yield
-    loss_cuda.row_kernel.cache_clear()
+    forget_trials()
 
 
 def chosen(**changes: Any) -> Kernels:
@@ -76,8 +80,11 @@ def chosen(**changes: Any) -> Kernels:
     return choose_kernels(config, dtypes[config.precision], CARD)
 
 
-def of_blocks(model: GPT) -> list[tuple[Any, Any]]:
-    return [(block.attention.kernel, block.fused_perceptron) for block in model.blocks]  # type: ignore[union-attr]
+def of_blocks(model: GPT) -> list[tuple[Any, ...]]:
+    return [
+        (block.attention.kernel, block.fused_perceptron, block.attention.qkv.kernel, block.attention.projection.kernel)  # type: ignore[union-attr]
+        for block in model.blocks
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -91,7 +98,7 @@ def test_a_cpu_trains_with_pytorchs_own(dtype: torch.dtype) -> None:
     [
         ({}, []),
         ({"precision": "fp16"}, []),
-        ({"precision": "fp32"}, ["attention", "perceptron", "norm"]),
+        ({"precision": "fp32"}, ["attention", "products", "perceptron", "norm"]),
         ({"precision": "fp8"}, ["perceptron"]),
         ({"dropout": 0.1}, ["attention"]),
         ({"context_length": 1}, ["attention"]),
@@ -104,6 +111,7 @@ def test_ours_do_what_they_can(changes: dict[str, Any], pytorchs: list[str]) -> 
     assert found.lacking == ()
     assert (found.attention is None) == ("attention" in pytorchs)
     assert (found.perceptron is None) == ("perceptron" in pytorchs)
+    assert (found.linear is None) == ("products" in pytorchs)
     assert (found.norm is None) == ("norm" in pytorchs) and found.norm is not PLAIN
 
 
@@ -111,24 +119,35 @@ def test_ours_do_what_they_can(changes: dict[str, Any], pytorchs: list[str]) -> 
 def test_other_cards_have_layers_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
     found = chosen()
-    assert found.perceptron is None and found.lacking == ()
-    assert dict(found.names) == ALL_OURS | {"perceptron": "PyTorch"}
+    assert (found.perceptron, found.linear) == (None, None) and found.lacking == ()
+    assert dict(found.names) == ALL_OURS | dict.fromkeys(CUBLASLT, "PyTorch")
 
 
 @pytest.mark.usefixtures("hopper")
 def test_what_computes_something_else_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("attention_cuda", "norm_triton"):
         monkeypatch.setattr(sys.modules[f"engine.{name}"], "beside_pytorch", wrong)
-    monkeypatch.setattr(perceptron_cuda, "beside_pytorch", wrong)
+    for cublas in (linear_cuda, perceptron_cuda):
+        monkeypatch.setattr(cublas, "beside_pytorch", wrong)
     monkeypatch.setattr(loss_cuda, "_beside_pytorch", wrong)
     found = chosen()
-    assert (found.attention, found.perceptron, found.norm) == (None, None, PLAIN)
+    assert (found.attention, found.perceptron, found.linear, found.norm) == (None, None, None, PLAIN)
     assert set(dict(found.names).values()) == {"PyTorch"}
     assert found.lacking == tuple(
         f"The lab's own kernel for the {what} cannot be used here, so a step takes longer: it computes something else."
         for what in ALL_OURS
     )
     assert loss_cuda.row_kernel(torch.bfloat16, CARD)[0] is plain_rows
+    assert loss_cuda.product_kernel(torch.bfloat16, 768, CARD) is loss_cuda.plain_multiply
+
+
+@pytest.mark.usefixtures("hopper")
+def test_the_losss_products_are_ours_where_they_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, pytorchs = cublaslt.multiply, loss_cuda.plain_multiply
+    kinds = ((torch.bfloat16, 768), (torch.float16, 768), (torch.bfloat16, 764), (torch.float32, 768))
+    assert [loss_cuda.product_kernel(*kind, CARD) for kind in kinds] == [ours, ours, pytorchs, pytorchs]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (10, 0))
+    assert loss_cuda.product_kernel(torch.bfloat16, 768, CARD) is pytorchs
 
 
 def test_a_card_without_triton_trains_with_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,9 +170,10 @@ def test_a_kernel_that_failed_is_tried_again_by_the_next_run(monkeypatch: pytest
     for trial in (wrong, same):
         for name in ("attention_cuda", "norm_triton"):
             monkeypatch.setattr(sys.modules[f"engine.{name}"], "beside_pytorch", trial)
-        monkeypatch.setattr(perceptron_cuda, "beside_pytorch", trial)
+        for cublas in (linear_cuda, perceptron_cuda):
+            monkeypatch.setattr(cublas, "beside_pytorch", trial)
         monkeypatch.setattr(loss_cuda, "_beside_pytorch", trial)
-        assert len(chosen().lacking) == (4 if trial is wrong else 0)
+        assert len(chosen().lacking) == (5 if trial is wrong else 0)
     assert dict(chosen().names) == ALL_OURS
 
 
@@ -161,7 +181,7 @@ Rows = Callable[[Tensor, Tensor, Tensor, int, bool], None]
 
 
 def with_mistake(mistake: str) -> Rows:
-    """The loss's kernel as `plain_rows` computes it, with a mistake that a kernel could have."""
+    """The loss's kernels as `plain_rows` and `plain_scale` compute, with a mistake that a kernel could have."""
 
     def rows(logits: Tensor, targets: Tensor, losses: Tensor, vocabulary: int, gradient: bool) -> None:
         before = logits.clone()
@@ -188,12 +208,14 @@ def with_mistake(mistake: str) -> Rows:
         "sums are not scaled to a new maximum",
         "only the first stretch has a gradient",
         "no loss alone",
+        "nothing is scaled",
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_losss_trial_finds_mistakes(mistake: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = with_mistake(mistake)
-    module("engine.loss_triton", monkeypatch, compiled_rows=kernel)
+    scale = other if mistake == "nothing is scaled" else plain_scale
+    module("engine.loss_triton", monkeypatch, compiled_rows=kernel, compiled_scale=scale)
     rows, reason = loss_cuda.row_kernel(dtype, CPU)
     assert (rows, reason) == ((plain_rows, "it computes something else.") if mistake else (kernel, ""))
 
@@ -202,11 +224,11 @@ def test_what_was_asked_for_stays() -> None:
     """`manual` attention is not replaced, nor are layers that multiply in 8 bits."""
     models = [GPT(TINY), GPT(TINY, attention_impl="manual"), GPT(TINY, float8=True)]
     for model in models:
-        model.use_kernels(Kernels(other, other))
+        model.use_kernels(Kernels(other, other, other))
     assert [of_blocks(model) for model in models] == [
-        [(other, other)] * 2,
-        [(None, other)] * 2,
-        [(other, None)] * 2,
+        [(other, other, other, other)] * 2,
+        [(None, other, other, other)] * 2,
+        [(other, None, None, None)] * 2,
     ]
 
 
@@ -250,7 +272,30 @@ def test_the_attentions_kernel_makes_its_biass_gradient(float8: bool, monkeypatc
     assert called == 2
 
 
+def test_linear_layers_multiply_with_their_kernel_in_training_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def kernel(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        seen.append((x.dtype, weight.dtype, bias.dtype, tuple(weight.shape)))
+        return F.linear(x, weight, bias)
+
+    tokens = torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(0))
+    plain, ours = GPT(TINY), GPT(TINY)
+    ours.use_kernels(Kernels(linear=kernel))
+    for model in (plain, ours):
+        model.initialize(0)
+    torch.testing.assert_close(ours.loss(tokens, tokens), plain.loss(tokens, tokens), rtol=0, atol=0)
+    assert not seen
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: torch.float32)
+    torch.testing.assert_close(ours.loss(tokens, tokens), plain.loss(tokens, tokens), rtol=0, atol=0)
+    assert seen == [(torch.float32,) * 3 + (shape,) for _ in range(2) for shape in ((96, 32), (32, 32))]
+    ours.eval()
+    ours.loss(tokens, tokens)
+    assert len(seen) == 4
+
+
 def test_a_models_weights_do_not_depend_on_its_kernels() -> None:
     plain, replaced = GPT(TINY), GPT(TINY)
-    replaced.use_kernels(Kernels(other, other))
+    replaced.use_kernels(Kernels(other, other, other))
     assert list(plain.state_dict()) == list(replaced.state_dict())

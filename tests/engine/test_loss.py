@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from engine.config import ModelConfig
 from engine.loss import ROWS, linear_cross_entropy, plain_rows
+from engine.loss_cuda import plain_multiply, plain_scale
 from engine.model import GPT
 from engine.optimizer import build_optimizer
 
@@ -168,3 +169,22 @@ def test_rows_in_plain_operations_have_the_formulas_loss_and_gradient() -> None:
     assert wanted.grad is not None
     torch.testing.assert_close(logits[:, :19].double(), wanted.grad, rtol=1e-6, atol=1e-6)
     assert (logits[:, 19:] == 0).all()
+
+
+def test_plain_products_overwrite_or_add() -> None:
+    a, b = torch.randn(5, 7, generator=torch.Generator().manual_seed(3)), torch.eye(7)[:, :4]
+    out = torch.full((5, 4), torch.nan)
+    plain_multiply(a, b, out)
+    torch.testing.assert_close(out, a[:, :4])
+    plain_multiply(a, b, out, add=True)
+    torch.testing.assert_close(out, 2 * a[:, :4])
+
+
+def test_a_gradients_factor_is_not_rounded_to_its_dtype() -> None:
+    """1 / 12,288 in bf16 is off by 1 / 512, for all gradients alike."""
+    values = torch.ones(3, dtype=torch.bfloat16) * 12288
+    plain_scale(values, torch.full((), 1 / 12288))
+    assert values.tolist() == [1, 1, 1]
+    values = torch.ones(3) * 3
+    plain_scale(values, torch.full((), 1 / 3))
+    torch.testing.assert_close(values, torch.ones(3))

@@ -1,4 +1,4 @@
-"""engine.loss_triton: its kernel by Triton's interpreter, where Triton is; on a card, tests/gpu/repeat.py."""
+"""engine.loss_triton: its kernels by Triton's interpreter, where Triton is; on a card, tests/gpu/repeat.py."""
 
 from __future__ import annotations
 
@@ -30,3 +30,20 @@ def errors() -> None:
 def test_its_losses_and_gradients_are_the_formulas() -> None:
     found = printed_numbers(errors)
     assert len(found) == 2 * len(SHAPES) and max(found) < 5e-6
+
+
+def scaled() -> None:
+    """Print the largest error of scaled values, relative to them; more values than a program has, and no multiple."""
+    import torch
+
+    from engine.loss_triton import SCALED, compiled_scale
+
+    values = torch.randn(2, SCALED + 5, generator=torch.Generator().manual_seed(0))
+    found = values.clone()
+    compiled_scale(found, torch.full((), 1 / 12288))
+    print(float((found.double() * 12288 / values - 1).abs().max()))
+
+
+def test_it_scales_all_values() -> None:
+    [error] = printed_numbers(scaled)
+    assert error < 1e-6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine import perceptron_cuda
+from engine import cublaslt, perceptron_cuda
 from engine.trial import why_not
 
 
@@ -55,13 +54,16 @@ GELU = expand_gelu, gelu_backward
 def test_it_is_tried_beside_pytorchs_layers(width: int, kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(perceptron_cuda, "_plan", lambda *plan: asked.append(plan[1:]))
+    monkeypatch.setattr(cublaslt, "product", asked.append)
     for name, kernel in zip(("expand_gelu", "gelu_backward"), kernels, strict=True):
         monkeypatch.setattr(perceptron_cuda, name, kernel)
     device = torch.device("cpu")
     reason = why_not(lambda: perceptron_cuda.beside_pytorch(4096, width, torch.bfloat16, device), device)
     assert reason == ("" if kernels is GELU else "it computes something else.")
-    assert asked == [(torch.bfloat16, 4096, width, 4 * width, kind) for kind in (164, 192)]
+    assert asked == [
+        cublaslt.Shape(0, torch.bfloat16, torch.bfloat16, 4096, width, 4 * width, (False, turned), epilogue)
+        for turned, epilogue in ((True, cublaslt.GELU_AUX_BIAS), (False, cublaslt.DGELU))
+    ]
 
 
 def test_shapes_are_known_without_a_card() -> None:
@@ -69,8 +71,3 @@ def test_shapes_are_known_without_a_card() -> None:
     x, w1, b1, w2 = (torch.empty(s, device="meta") for s in ((6, 8), (32, 8), (32,), (8, 32)))
     hidden, before = perceptron_cuda._expanded(x, w1, b1)
     assert hidden.shape == before.shape == perceptron_cuda._gradient(x, w2, before).shape == (6, 32)
-
-
-def test_a_heuristics_answer_is_as_long_as_the_librarys() -> None:
-    """cublasLtMatmulHeuristicResult_t: 64 bytes of algorithm, size, status, waves and four numbers in reserve."""
-    assert ctypes.sizeof(perceptron_cuda._Heuristic) == 96

@@ -54,11 +54,13 @@ NEEDS_TORCH = {
     "arithmetic",
     "attention",
     "attention_cuda",
+    "cublaslt",
     "distributed",
     "evaluate",
     "float8",
     "follow",
     "kernels",
+    "linear_cuda",
     "loss",
     "loss_cuda",
     "loss_triton",
@@ -147,12 +149,13 @@ def test_the_config_stands_on_the_standard_library() -> None:
 # From the ground up: a module may use those before it, and none after it.
 FLOORS = [
     {"errors", "paths"},
-    {"config", "control", "files", "trial", "wire", "world"},
+    {"config", "control", "cublaslt", "files", "trial", "wire", "world"},
     {
         "tokenizer",
         "data",
         "attention",
         "attention_cuda",
+        "linear_cuda",
         "perceptron_cuda",
         "repeatable",
         "float8",

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from torch import Tensor
 
 from engine import TrainConfig, train
+from engine.bench.train import random_state, run_steps
+from engine.evaluate import evaluate
 from engine.metrics import METRICS
 
 
@@ -42,3 +48,21 @@ def test_a_small_text_is_learnt_by_heart() -> None:
     best, last = rows.val_loss.min(), rows.val_loss.dropna().iloc[-1]
     assert last > rows.train_loss.tail(5).mean() + 2, "validation should stay well above training"
     assert last >= best
+
+
+def test_a_training_step_keeps_no_rounded_weights_and_an_evaluation_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With checkpointing those of all blocks would be held at once; who reads batch after batch uses them again."""
+    kept: list[bool] = []
+    config = replace(TrainConfig(context_length=16, batch_size=2, precision="bf16", device="cpu"), threads=1)
+    state = random_state(config)
+    state.validation = state.windows.tokens[:64]
+    loss = state.model.loss
+
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        kept.append(torch.is_autocast_cache_enabled())
+        return loss(*args, **kwargs)
+
+    monkeypatch.setattr(state.model, "loss", watched)
+    run_steps(state, 1)
+    evaluate(state)
+    assert kept[0] is False and kept[1:] and all(kept[1:])

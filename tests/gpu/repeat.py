@@ -27,7 +27,7 @@ os.environ["LAB_CORPORA"] = os.path.join(os.environ["LAB_RUNS"], "corpora")
 import torch
 from torch.nn import functional as F
 
-from engine import TrainConfig, attention_cuda, norm_triton, perceptron_cuda, resume_run, train
+from engine import TrainConfig, attention_cuda, linear_cuda, norm_triton, perceptron_cuda, resume_run, train
 from engine.attention import manual_attention
 from engine.loss import linear_cross_entropy
 from engine.norm import norm_beside
@@ -112,6 +112,32 @@ def _loss(rows: int, vocabulary: int, width: int) -> dict[str, Any]:
     h64, w64 = h.detach().bfloat16().double().requires_grad_(), w.detach().bfloat16().double().requires_grad_()
     exact = F.cross_entropy(h64 @ w64.T, targets, reduction="sum")
     return _found(("loss", "d_hidden", "d_weight"), once, [exact.detach(), *torch.autograd.grad(exact, (h64, w64))])
+
+
+def products_part(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A linear layer by cuBLASLt: see `_found`; and whether all of it is PyTorch's, bit for bit."""
+    for dtype in (torch.bfloat16, torch.float16):
+        for rows, inner, outer in ((1024, 160, 480), (65536, 768, 2304), (65536, 768, 768), (8192, 1280, 3840)):
+            yield {
+                "shape": [rows, inner, outer],
+                "dtype": str(dtype).removeprefix("torch."),
+            } | _linear(rows, inner, outer, dtype)
+
+
+def _linear(rows: int, inner: int, outer: int, dtype: torch.dtype) -> dict[str, Any]:
+    torch.manual_seed(0)
+    x, weight, bias = (torch.randn(*s, device="cuda") for s in ((rows, inner), (outer, inner), (outer,)))
+    leaves = [v.to(dtype).requires_grad_() for v in (x, weight / inner**0.5, bias)]
+    g = torch.randn(rows, outer, device="cuda").to(dtype)
+
+    def results(layer: Callable[..., torch.Tensor], values: list[torch.Tensor]) -> list[torch.Tensor]:
+        y = layer(*values)
+        return [y.detach(), *torch.autograd.grad(y, values, g.to(y.dtype))]
+
+    exact = results(F.linear, [v.detach().double().requires_grad_() for v in leaves])
+    found = _found(("y", "d_x", "d_weight", "d_bias"), lambda: results(linear_cuda.linear, leaves), exact)
+    pairs = zip(results(linear_cuda.linear, leaves), results(F.linear, leaves), strict=True)
+    return found | {"as_pytorchs": all(torch.equal(a, b) for a, b in pairs)}
 
 
 def perceptron_part(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -204,6 +230,7 @@ def _weights(run: Run) -> str:
 
 PARTS: dict[str, Part] = {
     "attention": attention_part,
+    "products": products_part,
     "perceptron": perceptron_part,
     "norm": norm_part,
     "loss": loss_part,

@@ -17,7 +17,7 @@ def found(part: str) -> list[dict[str, Any]]:
     return [row["found"] for row in RECORD if row["part"] == part]
 
 
-@pytest.mark.parametrize(("part", "count"), [("attention", 12), ("perceptron", 6), ("norm", 8)])
+@pytest.mark.parametrize(("part", "count"), [("attention", 12), ("products", 8), ("perceptron", 6), ("norm", 8)])
 def test_kernels_err_by_rounding_and_repeat(part: str, count: int) -> None:
     rows = found(part)
     assert len(rows) == count and {row["dtype"] for row in rows} == {*ROUNDING}
@@ -30,6 +30,10 @@ def test_kernels_were_tried_at_contexts_with_and_without_a_rest() -> None:
     contexts = {row["shape"][1] for row in found("attention")}
     assert any(context % 128 == 0 for context in contexts) and any(context % 16 for context in contexts)
     assert {row["shape"][3] for row in found("attention")} >= {32, 64, 128}
+
+
+def test_products_are_pytorchs_bit_for_bit() -> None:
+    assert all(row["as_pytorchs"] for row in found("products"))
 
 
 def test_the_loss_repeats() -> None:
