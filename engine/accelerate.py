@@ -111,6 +111,6 @@ def compile_stack(stack: Callable[[torch.Tensor], torch.Tensor], example: torch.
     # deterministic: how sums are cut up is not chosen by timing, or the next process would add in another order
     compiled: Callable[..., torch.Tensor] = torch.compile(stack, dynamic=False, options={"deterministic": True})
     with torch.random.fork_rng([example.device]):
-        x = example.detach().requires_grad_()
-        torch.autograd.grad(compiled(x).float().sum(), x)
+        x = torch.randn_like(example).requires_grad_()  # products choose their kernels by it, see `engine.cublaslt`
+        torch.autograd.grad(compiled(x), x, torch.randn_like(example))
     return compiled

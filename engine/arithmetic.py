@@ -11,7 +11,7 @@ import torch
 
 from engine.accelerate import compiles
 from engine.environment import package_version, processor_name
-from engine.kernels import Kernels
+from engine.kernels import OURS, PYTORCH, Kernels
 from engine.plan import Plan
 
 BLOCKS = "blocks"  # the fact that becomes another when a compilation fails
@@ -71,10 +71,11 @@ def rounds_otherwise(before: Mapping[str, str], now: Mapping[str, str]) -> str:
         before: what computed it; empty when it does not say, as older ones.
     """
     names = dict.fromkeys([*before, *now]) if before else {}
+    missing = dict.fromkeys(OURS, PYTORCH)  # of older checkpoints, which do not name those that came later
     changed = [
-        f"{name} {now.get(name, NONE)} instead of {before.get(name, NONE)}"
+        f"{name} {after} instead of {first}"
         for name in names
-        if before.get(name) != now.get(name)
+        if (after := now.get(name, NONE)) != (first := before.get(name, missing.get(name, NONE)))
     ]
     if not changed:
         return ""

@@ -234,9 +234,11 @@ def _shapes(qkv: Tensor, bias: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     return qkv.new_empty(batch, time, width), qkv.new_empty(batch, heads, time, dtype=torch.float32)
 
 
-def gradient(qkv: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+def gradient(
+    qkv: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor, heads: int, copied: bool | None = None
+) -> tuple[Tensor, Tensor]:
     """From the gradient of `causal_attention`'s result, (B, T, D), that of `qkv`, (B, T, 3·D), and its sum over all
-    positions, (3·D,), in fp32."""
+    positions, (3·D,), in fp32. `copied`: whether the keys' kernel has its blocks copied; by itself, where that pays."""
     batch, time, width = out.shape
     size = width // heads
     qkv, out, d_out = qkv.contiguous(), out.contiguous(), d_out.contiguous()
@@ -249,7 +251,8 @@ def gradient(qkv: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor, heads: i
     _queries_gradient[(blocks * batch * heads,)](
         qkv, out, d_out, log_sums, deltas, d_qkv, sums, *numbers, **common, **_launch(for_queries)
     )
-    copied = _copies(qkv, heads)
+    if copied is None:
+        copied = qkv.numel() >= WORTH_DESCRIBING and _can_copy(time, size, qkv.device)
     matrices: tuple[Any, ...] = qkv, d_out, d_qkv
     if copied:
         for_keys = COPIED_KEYS
@@ -260,16 +263,15 @@ def gradient(qkv: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor, heads: i
     return d_qkv, sums.sum(0)
 
 
-def _copies(qkv: Tensor, heads: int) -> bool:
-    """Whether the card's unit for copying blocks (Hopper's TMA) reads and writes for the keys' kernel, which then needs
-    fewer registers. It knows no end of a sequence but that of all."""
-    size = qkv.size(2) // 3 // heads
-    suits = qkv.size(1) % ALIGNED == 0 and size == 64 and qkv.numel() >= WORTH_DESCRIBING
-    return suits and torch.cuda.get_device_capability(qkv.device) == (9, 0)
+def _can_copy(time: int, size: int, device: torch.device) -> bool:
+    """Whether the card's unit for copying blocks (Hopper's TMA) can read and write for the keys' kernel, which then
+    needs fewer registers. It knows no end of a sequence but that of all."""
+    return time % ALIGNED == 0 and size == 64 and torch.cuda.get_device_capability(device) == (9, 0)
 
 
-def _launch(tiles: Tiles) -> dict[str, int | None]:
-    return {"READ": tiles.read, "STAGES": tiles.stages, "num_warps": tiles.warps, "maxnreg": tiles.registers}
+def _launch(tiles: Tiles) -> dict[str, int]:
+    limit = {} if tiles.registers is None else {"maxnreg": tiles.registers}
+    return {"READ": tiles.read, "STAGES": tiles.stages, "num_warps": tiles.warps, **limit}
 
 
 @torch.library.custom_op("lab::causal_attention_backward", mutates_args=(), device_types="cuda")
@@ -315,3 +317,7 @@ def beside_pytorch(size: int, dtype: torch.dtype, device: torch.device) -> Pairs
         theirs = fused_attention(x + bias.to(dtype), heads)
         yield ours, theirs
         yield from zip(*(torch.autograd.grad(y, (x, bias), g) for y in (ours, theirs)), strict=True)
+        if _can_copy(time, size, device):  # which a few sequences do not ask for by themselves
+            y, log_sums = causal_attention(x.detach(), bias.detach(), heads)
+            both = (gradient(x.detach(), y, log_sums, g, heads, copied) for copied in (True, False))
+            yield from zip(*both, strict=True)

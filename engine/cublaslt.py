@@ -1,11 +1,11 @@
 """Matrix products on a GPU by cuBLASLt: each by the fastest of its kernels that give the same bits.
 
 PyTorch takes the kernel that cuBLASLt proposes first. At the shapes of a small GPT others that it proposes take up to a
-quarter less time. Which, depends on shape, card and version, so it is measured: at the first product of a shape all
-proposals are tried, and only those count whose result is the first one's, bit for bit. (Kernels that take the inner
-dimension in one piece add it up in one order, however they cut up the result; those that split it do not, and are left
-out.) So the clock decides how long a product takes, never what comes out of it: a resumed run, or another process, may
-choose another kernel and still computes the same numbers.
+quarter less time. Which, depends on shape, card and version, so it is measured, at the first product of a shape. Tried
+are those that cut the inner dimension into as many parts as the first one does, since such kernels add up in the same
+order on the cards where this was looked at; and of these only those count that give the first one's result, bit for
+bit, with the values at hand. So the clock decides how long a product takes, not what comes out of it: a resumed run, or
+another process, may choose another kernel and still computes the same numbers.
 
 PyTorch offers neither that choice nor GELU inside of a product, so the library that it has loaded is called by ctypes.
 
@@ -29,6 +29,7 @@ TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS_POINTER, AUX_POINTER, AUX_STRIDE = 3, 4
 PLAIN, BIAS, GELU_AUX_BIAS, DGELU = 1, 4, 164, 192
 COMPUTE_FP32, FP32 = 68, 0
 MAX_SCRATCH, REDUCTIONS, ALIGNMENTS = 1, 3, (5, 6, 7, 8)
+PARTS, REDUCTION = 2, 3  # of a kernel: into how many it splits the inner dimension, and how these are added up
 REPEATABLE = 2 | 4  # ways to add up the parts of a split inner dimension; the one left out does it in place
 NO_MEMORY = 3  # a status
 TYPES = {torch.bfloat16: 14, torch.float16: 2, torch.float32: FP32}
@@ -43,7 +44,7 @@ GAIN = 0.99  # of the first one's time, under which another is taken instead
 SAMPLE_BYTES = 2**24  # of a result that is compared
 BITS = {2: torch.int16, 4: torch.int32}
 
-_lock = threading.RLock()  # a product's pointers are set just before its launch
+_lock = threading.Lock()  # a product's pointers are set just before its launch
 
 
 class Heuristic(ctypes.Structure):
@@ -164,7 +165,8 @@ class Product:
         _call("cublasLtMatmulDescSetAttribute", self.operation, attribute, ctypes.byref(value), size)
 
     def _proposals(self) -> list[Heuristic]:
-        """The library's kernels for it, what it deems the best first; the same in each process."""
+        """The kernel that the library deems the best, and those that add up as it does; the same in each process on a
+        card."""
         preference = ctypes.c_void_p()
         _call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
         wishes = {MAX_SCRATCH: ctypes.c_uint64(SCRATCH_BYTES), REDUCTIONS: ctypes.c_uint32(REPEATABLE)}
@@ -176,9 +178,10 @@ class Product:
         into = (preference, PROPOSALS, found, ctypes.byref(count))
         _call("cublasLtMatmulAlgoGetHeuristic", self.handle, self.operation, *layouts, *into)
         _call("cublasLtMatmulPreferenceDestroy", preference)
-        if not count.value:
+        able = [kernel for kernel in found[: count.value] if kernel.state == 0]
+        if not able:
             raise RuntimeError("cuBLASLt has no such product")
-        return found[: count.value]
+        return [kernel for kernel in able if _order(kernel) == _order(able[0])]
 
     def run(
         self, x: Tensor, w: Tensor, out: Tensor, *, bias: Tensor | None, aux: Tensor | None, add: bool = False
@@ -192,7 +195,8 @@ class Product:
             launch = functools.partial(self._launch, x, w, out)
             if not self.is_decided and not add and not torch.cuda.is_current_stream_capturing():
                 written = [out, aux] if aux is not None and self.shape.epilogue == GELU_AUX_BIAS else [out]
-                self.chosen, self.is_decided = fastest(self.proposed, launch, written), True
+                if (best := fastest(self.proposed, launch, written)) is not None:
+                    self.chosen, self.is_decided = best, True
             launch(self.chosen, add=add)
 
     def _launch(self, x: Tensor, w: Tensor, out: Tensor, kernel: Heuristic, add: bool = False) -> None:
@@ -203,6 +207,16 @@ class Product:
         how = (ctypes.byref(kernel), _pointer(scratch), ctypes.c_size_t(scratch.numel()), stream)
         product = (self.handle, self.operation, ctypes.byref(one), *factors, ctypes.byref(beta), *result, *result)
         _call("cublasLtMatmul", *product, *how)
+
+
+def _order(kernel: Heuristic) -> tuple[int, int]:
+    """What decides in which order a kernel adds up."""
+    values = ctypes.c_uint32(), ctypes.c_uint32()
+    for attribute, value in zip((PARTS, REDUCTION), values, strict=True):
+        size, written = ctypes.c_size_t(ctypes.sizeof(value)), ctypes.c_size_t()
+        into = (attribute, ctypes.byref(value), size, ctypes.byref(written))
+        _call("cublasLtMatmulAlgoConfigGetAttribute", ctypes.byref(kernel), *into)
+    return values[0].value, values[1].value
 
 
 def _layout(dtype: torch.dtype, rows: int, columns: int, turned: bool = False) -> ctypes.c_void_p:
@@ -218,15 +232,20 @@ def _pointer(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
-def fastest(kernels: Sequence[Any], launch: Callable[[Any], None], results: Sequence[Tensor]) -> Any:
-    """The kernel that takes the least time, of those that give what the first one gives, bit for bit.
+def fastest(kernels: Sequence[Any], launch: Callable[[Any], None], results: Sequence[Tensor]) -> Any | None:
+    """The kernel that takes the least time, of those that give what the first one gives, bit for bit; None if what that
+    gives tells nothing about the others.
 
     Args:
         kernels: to choose from.
         launch: does the work by one of them.
         results: what it writes. Of large ones some rows are compared, spread over all of them.
     """
-    alike = _alike(kernels, launch, results)
+    parts = [result[:: math.ceil(result.nbytes / SAMPLE_BYTES)] for result in results]
+    launch(kernels[0])
+    if not all(_tells(part) for part in parts):
+        return None
+    alike = _alike(kernels, launch, parts)
     repeats = max(1, math.ceil(ROUND_MS / _milliseconds(launch, alike[0], 1)))
     rounds = [[_milliseconds(launch, kernel, repeats) for kernel in alike] for _ in range(ROUNDS)]
     took = [statistics.median(of_one) for of_one in zip(*rounds, strict=True)]
@@ -234,10 +253,13 @@ def fastest(kernels: Sequence[Any], launch: Callable[[Any], None], results: Sequ
     return alike[best if took[best] < GAIN * took[0] else 0]
 
 
-def _alike(kernels: Sequence[Any], launch: Callable[[Any], None], results: Sequence[Tensor]) -> list[Any]:
-    """The first, and those that give the same bits."""
-    parts = [result[:: math.ceil(result.nbytes / SAMPLE_BYTES)] for result in results]
-    launch(kernels[0])
+def _tells(part: Tensor) -> bool:
+    """Whether another order of adding up would show: not where all is NaN, or every row the same."""
+    return bool(torch.isfinite(part).all()) and not bool((part == part[:1]).all())
+
+
+def _alike(kernels: Sequence[Any], launch: Callable[[Any], None], parts: Sequence[Tensor]) -> list[Any]:
+    """The first, which has written `parts`, and those that write the same bits there."""
     wanted = [part.clone() for part in parts]
     alike = [kernels[0]]
     for kernel in kernels[1:]:
@@ -245,9 +267,7 @@ def _alike(kernels: Sequence[Any], launch: Callable[[Any], None], results: Seque
             part.fill_(math.nan)
         try:
             launch(kernel)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:  # the library proposed what it cannot do
+        except RuntimeError:  # the library proposed what it cannot do, or what there is no memory for
             continue
         if all(_same_bits(part, one) for part, one in zip(parts, wanted, strict=True)):
             alike.append(kernel)
@@ -268,7 +288,7 @@ def _milliseconds(launch: Callable[[Any], None], kernel: Any, repeats: int) -> f
     return start.elapsed_time(end) / repeats
 
 
-product = functools.cache(Product)
+planned = functools.cache(Product)
 
 
 def multiply(
@@ -291,12 +311,12 @@ def multiply(
             of a GELU's gradient that of what it was applied to, `aux`.
         bias: (M,), for those that add one.
         aux: (N, M).
-        add: to what is there in `out`, instead of writing it.
+        add: to what is there in `out`, instead of writing it; by the kernel that was chosen for writing.
     """
     x, w = _readable(x), _readable(w)
     turned = (not x.is_contiguous(), not w.is_contiguous())
     shape = Shape(x.get_device(), x.dtype, out.dtype, x.size(0), x.size(1), w.size(1), turned, epilogue)
-    product(shape).run(x, w, out, bias=None if bias is None else bias.contiguous(), aux=aux, add=add)
+    planned(shape).run(x, w, out, bias=None if bias is None else bias.contiguous(), aux=aux, add=add)
 
 
 def _readable(x: Tensor) -> Tensor:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine import cublaslt
+from engine import cublaslt, linear_cuda, perceptron_cuda
 from engine.config import TrainConfig
 from engine.norm import PLAIN, NormKernels
 from engine.trial import Pairs, why_not
@@ -82,7 +83,7 @@ def choose_kernels(config: TrainConfig, dtype: torch.dtype, device: torch.device
 
 def forget_trials() -> None:
     """Let what is remembered from one call to the next be tried anew: the GPU or the disk may have been full."""
-    from engine import linear_cuda, loss_cuda
+    from engine import loss_cuda
 
     linear_cuda.why_pytorch.cache_clear()
     loss_cuda.row_kernel.cache_clear()
@@ -112,35 +113,9 @@ def _attention_trial(config: TrainConfig, dtype: torch.dtype, device: torch.devi
     return attention_cuda.beside_pytorch(config.model.width // config.model.heads, dtype, device)
 
 
-def _own_attention() -> BiasedAttention:
-    from engine.attention_cuda import own_attention
-
-    return own_attention
-
-
 def _perceptron_trial(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> Pairs:
-    from engine import perceptron_cuda
-
     rows = config.batch_size * config.model.context_length
     return perceptron_cuda.beside_pytorch(rows, config.model.width, dtype, device)
-
-
-def _own_perceptron() -> Perceptron:
-    from engine.perceptron_cuda import perceptron
-
-    return perceptron
-
-
-def _why_not_products(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> str:
-    from engine.linear_cuda import why_pytorch
-
-    return why_pytorch(dtype, device)
-
-
-def _own_linear() -> LinearKernel:
-    from engine.linear_cuda import linear
-
-    return linear
 
 
 def _norm_trial(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> Pairs:
@@ -150,16 +125,16 @@ def _norm_trial(config: TrainConfig, dtype: torch.dtype, device: torch.device) -
     return norm_triton.beside_pytorch(config.model.width, stream, dtype, device)
 
 
-def _own_norm() -> NormKernels:
-    from engine.norm_triton import KERNELS
-
-    return KERNELS
-
-
 def _why_not_loss(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> str:
     from engine.loss_cuda import row_kernel  # which the loss asks itself for what to use
 
     return row_kernel(dtype, device)[1]
+
+
+def _tried(
+    trial: Callable[[TrainConfig, torch.dtype, torch.device], Pairs],
+) -> Callable[[TrainConfig, torch.dtype, torch.device], str]:
+    return lambda config, dtype, device: why_not(partial(trial, config, dtype, device), device)
 
 
 @dataclass(frozen=True)
@@ -170,25 +145,29 @@ class _Own:
         by: what it is made with.
         wanted: whether it is meant for a run.
         why_not: tries it for a run, and says why it cannot be used; "" when it can.
-        get: itself; of the loss's nobody asks here.
+        place: the module that it is in, which may need Triton, and its name there.
     """
 
     by: str
     wanted: Callable[[TrainConfig, torch.dtype, torch.device], bool]
     why_not: Callable[[TrainConfig, torch.dtype, torch.device], str]
-    get: Callable[[], Any] = lambda: None
+    place: tuple[str, str]
 
-
-def _tried(
-    trial: Callable[[TrainConfig, torch.dtype, torch.device], Pairs],
-) -> Callable[[TrainConfig, torch.dtype, torch.device], str]:
-    return lambda config, dtype, device: why_not(partial(trial, config, dtype, device), device)
+    def get(self) -> Any:
+        """Itself."""
+        module, name = self.place
+        return getattr(import_module(f"engine.{module}"), name)
 
 
 OURS = {
-    "attention": _Own(TRITON, wants_attention, _tried(_attention_trial), _own_attention),
-    "products": _Own(CUBLASLT, wants_products, _why_not_products, _own_linear),
-    "perceptron": _Own(CUBLASLT, wants_perceptron, _tried(_perceptron_trial), _own_perceptron),
-    "norm": _Own(TRITON, lambda _, dtype, __: dtype in HALF, _tried(_norm_trial), _own_norm),
-    "loss": _Own(TRITON, lambda *_: True, _why_not_loss),
+    "attention": _Own(TRITON, wants_attention, _tried(_attention_trial), ("attention_cuda", "own_attention")),
+    "products": _Own(
+        CUBLASLT,
+        wants_products,
+        lambda config, dtype, device: linear_cuda.why_pytorch(dtype, device),
+        ("linear_cuda", "linear"),
+    ),
+    "perceptron": _Own(CUBLASLT, wants_perceptron, _tried(_perceptron_trial), ("perceptron_cuda", "perceptron")),
+    "norm": _Own(TRITON, lambda config, dtype, device: dtype in HALF, _tried(_norm_trial), ("norm_triton", "KERNELS")),
+    "loss": _Own(TRITON, lambda *_: True, _why_not_loss, ("loss_triton", "compiled_rows")),
 }

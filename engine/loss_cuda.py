@@ -46,7 +46,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         blocks = math.ceil(len(h) * padded * dtype.itemsize / LOSS_BLOCK_BYTES)
         rows = math.ceil(len(h) / max(1, blocks))  # blocks of one size
         over_rows, _ = row_kernel(dtype, h.device)
-        multiply = product_kernel(dtype, width, h.device)
+        multiply = product_kernel(dtype, min(len(h), rows), width, padded, h.device)
         for start in range(0, len(h), max(1, rows)):
             part = slice(start, start + rows)
             logits = h.new_empty(len(h[part]), padded)
@@ -71,11 +71,12 @@ class LinearCrossEntropy(torch.autograd.Function):
         return d_hidden.to(ctx.dtype), d_weight[: ctx.vocabulary], None, None, None
 
 
-def product_kernel(dtype: torch.dtype, width: int, device: torch.device) -> Callable[..., None]:
-    """What multiplies: see `plain_multiply`."""
-    if cublaslt.pays(dtype, width, device) and not why_pytorch(dtype, device):
-        return cublaslt.multiply
-    return plain_multiply
+def product_kernel(
+    dtype: torch.dtype, rows: int, width: int, vocabulary: int, device: torch.device
+) -> Callable[..., None]:
+    """What multiplies blocks of so many rows: see `plain_multiply`."""
+    suits = cublaslt.is_large(rows, width, vocabulary) and cublaslt.pays(dtype, width, device)
+    return cublaslt.multiply if suits and not why_pytorch(dtype, device) else plain_multiply
 
 
 def plain_multiply(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> None:

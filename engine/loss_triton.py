@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -77,3 +78,4 @@ def _scale(values, factor, count, SCALED: tl.constexpr):  # type: ignore[no-unty
 def compiled_scale(values: Tensor, factor: Tensor) -> None:
     """As `engine.loss_cuda.plain_scale`, by one kernel."""
     _scale[(triton.cdiv(values.numel(), SCALED),)](values, factor, values.numel(), SCALED=SCALED, num_warps=8)
+    torch.autograd.graph.increment_version(values)  # who goes backward twice is told, as by PyTorch's own operations

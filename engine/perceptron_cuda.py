@@ -94,7 +94,7 @@ def beside_pytorch(rows: int, width: int, dtype: torch.dtype, device: torch.devi
     """
     here = torch.cuda.current_device()
     for turned, epilogue in (((False, True), cublaslt.GELU_AUX_BIAS), ((False, False), cublaslt.DGELU)):
-        cublaslt.product(cublaslt.Shape(here, dtype, dtype, rows, width, 4 * width, turned, epilogue))
+        cublaslt.planned(cublaslt.Shape(here, dtype, dtype, rows, width, 4 * width, turned, epilogue))
     generator = torch.Generator(device).manual_seed(0)
     shapes = ((64, width), (4 * width, width), (4 * width,), (width, 4 * width), (width,))
     x, *weights = (torch.randn(s, generator=generator, device=device) for s in shapes)

@@ -155,16 +155,12 @@ class TrainState:
         """What a step differentiates: tokens and targets, (B, T) each, to their mean loss."""
         return self.parallel or self.model.loss
 
-    def autocast(self, *, keeps_casts: bool = True) -> AbstractContextManager[Any]:
-        """The precision of forward passes; weights are fp32 always.
-
-        Args:
-            keeps_casts: whether what they are rounded to stays for the next pass. A training step has none that could
-                use it, and with checkpointing would hold the copies of all blocks instead of one's.
-        """
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of forward passes; weights are fp32 always. What they are rounded to is kept for nobody: a pass
+        uses each once, and with checkpointing the copies of all blocks would be held instead of one's."""
         if self.config.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.device.type, DTYPES[self.config.precision], cache_enabled=keeps_casts)
+        return torch.autocast(self.device.type, DTYPES[self.config.precision], cache_enabled=False)
 
 
 def prepare(run: ActiveRun, team: Team = SOLO) -> TrainState:
@@ -256,7 +252,7 @@ def compile_model(state: TrainState) -> None:
     dtype = torch.bfloat16 if DTYPES[state.config.precision] == torch.bfloat16 else torch.float32  # see `GPT.hidden`
     example = torch.zeros(state.config.batch_size, model.context_length, model.width, dtype=dtype, device=state.device)
     state.model.train()
-    with repeatable(state.device), state.autocast(keeps_casts=False):
+    with repeatable(state.device), state.autocast():
         state.model.compiled = compile_stack(state.model.stack, example)
 
 
@@ -326,7 +322,7 @@ def _load_batch(state: TrainState) -> None:
 def _forward_backward(state: TrainState, *, first: bool) -> None:
     """One batch: its share of the loss is added up, and its gradients; the first of a step starts both anew."""
     with repeatable(state.device):
-        with state.autocast(keeps_casts=False):
+        with state.autocast():
             part = state.loss(state.batch[:, :-1], state.batch[:, 1:]) / state.config.grad_accum_steps
         state.scaler.scale(part).backward()
     loss = state.results[0]

@@ -53,3 +53,9 @@ def test_each_change_is_named() -> None:
     assert rounds_otherwise({}, {"a": "1"}) == ""  # an older checkpoint does not say
     told = rounds_otherwise({"a": "1", "b": "2"}, {"b": "3", "c": "4"})
     assert ": a none instead of 1; b 3 instead of 2; c 4 instead of none. From" in told
+
+
+def test_a_kernel_that_an_older_checkpoint_does_not_name_was_pytorchs() -> None:
+    before = {"PyTorch": "2.11", "attention": "Triton"}
+    assert rounds_otherwise(before, before | {"products": "PyTorch"}) == ""
+    assert "products cuBLASLt instead of PyTorch." in rounds_otherwise(before, before | {"products": "cuBLASLt"})

@@ -24,12 +24,13 @@ DTYPES = {14: torch.bfloat16, 2: torch.float16, 0: torch.float32}
 
 class Library:
     """cuBLASLt's functions as its manual describes them: matrices lie column by column; result = a · b + beta · c, with
-    what the epilogue makes of it. Each product has three kernels, of which the last adds up otherwise."""
+    what the epilogue makes of it. Each product has five kernels; the third adds up otherwise, the fourth says so, and
+    the last does not suit."""
 
     def __init__(self) -> None:
         self.objects: dict[int, Any] = {}
         self.used: list[int] = []
-        self.proposals = 3
+        self.proposals = 5
 
     def _new(self, handle: Any, value: Any) -> int:
         self.objects[len(self.objects) + 1] = value
@@ -64,14 +65,21 @@ class Library:
         preference, wanted, found, count = arguments[6:]
         assert self.objects[preference.value] == {1: 2**25, 3: 6, 5: 16, 6: 16, 7: 16, 8: 16}
         for i in range(self.proposals):
-            found[i].algorithm[0] = i
+            found[i].algorithm[0], found[i].scratch, found[i].state = i, 64 * i, 7 * (i == 4)
         count._obj.value = min(wanted, self.proposals)
+        return 0
+
+    def cublasLtMatmulAlgoConfigGetAttribute(self, kernel: Any, attribute: int, value: Any, size: Any, _: Any) -> int:
+        assert size.value == 4
+        splits = kernel._obj.algorithm[0] == 3
+        value._obj.value = {2: 2 if splits else 1, 3: 2 if splits else 0}[attribute]
         return 0
 
     def cublasLtMatmul(
         self, _: Any, operation: Any, one: Any, a: Any, a_layout: Any, b: Any, b_layout: Any, *more: Any
     ) -> int:
-        beta, c, c_layout, out, out_layout, kernel, *_ = more
+        beta, c, c_layout, out, out_layout, kernel, scratch, scratch_size, _ = more
+        assert scratch_size.value == kernel._obj.scratch and bool(scratch.value) == bool(scratch_size.value)
         does = self.objects[operation.value]
         self.used.append(kernel._obj.algorithm[0])
         left, right = self._matrix(a, a_layout), self._matrix(b, b_layout)
@@ -113,7 +121,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     yield stand_in
-    cublaslt.product.cache_clear()
+    cublaslt.planned.cache_clear()
     cublaslt._handle.cache_clear()
 
 
@@ -206,6 +214,16 @@ def test_nothing_is_tried_where_it_cannot_be(
     assert library.used == [0, 0, 1, 2, 1]
 
 
+@pytest.mark.parametrize("value", ["every row alike", "not a number"])
+def test_values_that_tell_nothing_leave_it_open(value: str, library: Library, clock: dict[int, float]) -> None:
+    """As when a model is compiled before a resumed run's first step, or overflowed."""
+    x, w, out = values(8, 24), values(24, 16), torch.empty(8, 16, dtype=torch.bfloat16)
+    multiply(x[:1].repeat(8, 1) if value == "every row alike" else x * math.nan, w, out)
+    assert library.used == [0, 0]
+    multiply(x, w, out)
+    assert library.used[-1] == 1
+
+
 def test_a_shape_without_kernels_is_an_error(library: Library) -> None:
     library.proposals = 0
     with pytest.raises(RuntimeError, match="no such product"):
@@ -213,21 +231,24 @@ def test_a_shape_without_kernels_is_an_error(library: Library) -> None:
 
 
 def test_kernels_that_fail_or_write_nothing_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    results = [torch.zeros(3, 4), torch.zeros(5)]
+    results = [torch.zeros(3, 4), torch.zeros(5, 1)]
     monkeypatch.setattr(cublaslt, "_milliseconds", lambda launch, kernel, repeats: 1 / len(kernel))
 
     def launch(kernel: str) -> None:
-        if kernel == "fails and fails":
+        if kernel == "fails and fails and fails":
             raise RuntimeError("status 15")
-        if kernel == "memory is out":
+        if kernel == "there is no memory for it":
             raise torch.OutOfMemoryError
-        for result in results[: 1 if kernel == "only the first" else 0 if kernel == "does nothing" else 2]:
-            result.fill_(7 if kernel != "another" else math.nextafter(7, 8))
+        for result in results[
+            : 1 if kernel == "only the first is written" else 0 if kernel == "does nothing at all" else 2
+        ]:
+            result.copy_(torch.arange(result.numel()).view(result.shape) + 7)
+            result[0] += kernel == "another number" and math.ulp(7) * 2**29
 
-    assert fastest(["it", "fails and fails", "does nothing", "only the first", "fine"], launch, results) == "fine"
-    assert fastest(["it", "another"], launch, [torch.zeros(2, dtype=torch.float64).float()]) == "it"
+    kernels = ["it", "fails and fails and fails", "there is no memory for it", "does nothing at all"]
+    assert fastest([*kernels, "only the first is written", "another number", "fine"], launch, results) == "fine"
     with pytest.raises(torch.OutOfMemoryError):
-        fastest(["it", "memory is out"], launch, results)
+        fastest(["there is no memory for it", "it"], launch, results)
 
 
 def test_large_results_are_compared_in_rows_of_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +258,7 @@ def test_large_results_are_compared_in_rows_of_all_of_it(monkeypatch: pytest.Mon
     for wrong, chosen in ((990, 0), (991, 1)):  # every tenth row is looked at
 
         def launch(kernel: int, wrong: int = wrong) -> None:
-            result.fill_(1)
+            result.copy_(torch.arange(4000).view(1000, 4))
             result[wrong] += kernel
 
         assert fastest([0, 1], launch, [result]) == chosen

@@ -138,16 +138,18 @@ def test_what_computes_something_else_is_left_out_and_told(monkeypatch: pytest.M
         for what in ALL_OURS
     )
     assert loss_cuda.row_kernel(torch.bfloat16, CARD)[0] is plain_rows
-    assert loss_cuda.product_kernel(torch.bfloat16, 768, CARD) is loss_cuda.plain_multiply
+    assert loss_cuda.product_kernel(torch.bfloat16, 4096, 768, 50304, CARD) is loss_cuda.plain_multiply
 
 
 @pytest.mark.usefixtures("hopper")
 def test_the_losss_products_are_ours_where_they_work(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, pytorchs = cublaslt.multiply, loss_cuda.plain_multiply
-    kinds = ((torch.bfloat16, 768), (torch.float16, 768), (torch.bfloat16, 764), (torch.float32, 768))
-    assert [loss_cuda.product_kernel(*kind, CARD) for kind in kinds] == [ours, ours, pytorchs, pytorchs]
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    kinds = ((bf16, 4096, 768), (fp16, 4096, 768), (bf16, 4096, 764), (fp32, 4096, 768), (bf16, 16, 768))
+    found = [loss_cuda.product_kernel(*kind, 50304, CARD) for kind in kinds]
+    assert found == [ours, ours, pytorchs, pytorchs, pytorchs]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (10, 0))
-    assert loss_cuda.product_kernel(torch.bfloat16, 768, CARD) is pytorchs
+    assert loss_cuda.product_kernel(torch.bfloat16, 4096, 768, 50304, CARD) is pytorchs
 
 
 def test_a_card_without_triton_trains_with_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:

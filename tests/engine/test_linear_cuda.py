@@ -26,7 +26,7 @@ def test_it_is_a_linear_layer(large: bool, bias_learns: bool, monkeypatch: pytes
         return product(x, weight.T) + bias
 
     monkeypatch.setattr(cublaslt, "is_large", lambda *_: large)
-    monkeypatch.setattr(linear_cuda, "product", product)
+    monkeypatch.setattr(linear_cuda, "matmul", product)
     monkeypatch.setattr(linear_cuda, "biased_product", biased_product)
     torch.manual_seed(0)
     x, weight, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 5, 8), (6, 8), (6,)))
@@ -61,7 +61,7 @@ def test_it_is_tried_beside_pytorchs_products(mistake: str, monkeypatch: pytest.
         return out
 
     monkeypatch.setattr(cublaslt, "multiply", multiply)
-    monkeypatch.setattr(linear_cuda, "product", product)
+    monkeypatch.setattr(linear_cuda, "matmul", product)
     monkeypatch.setattr(linear_cuda, "biased_product", biased_product)
     device = torch.device("cpu")
     reason = why_not(lambda: linear_cuda.beside_pytorch(torch.bfloat16, device), device)
@@ -72,4 +72,4 @@ def test_shapes_are_known_without_a_card() -> None:
     """A compiler asks for them."""
     x, weight, bias = (torch.empty(s, dtype=torch.bfloat16, device="meta") for s in ((6, 8), (32, 8), (32,)))
     assert linear_cuda._biased_product(x, weight, bias).shape == (6, 32)
-    assert linear_cuda._product(x.T, x).shape == (8, 8)
+    assert linear_cuda._matmul(x.T, x).shape == (8, 8)

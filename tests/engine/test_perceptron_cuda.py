@@ -54,7 +54,7 @@ GELU = expand_gelu, gelu_backward
 def test_it_is_tried_beside_pytorchs_layers(width: int, kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(cublaslt, "product", asked.append)
+    monkeypatch.setattr(cublaslt, "planned", asked.append)
     for name, kernel in zip(("expand_gelu", "gelu_backward"), kernels, strict=True):
         monkeypatch.setattr(perceptron_cuda, name, kernel)
     device = torch.device("cpu")

@@ -27,7 +27,7 @@ os.environ["LAB_CORPORA"] = os.path.join(os.environ["LAB_RUNS"], "corpora")
 import torch
 from torch.nn import functional as F
 
-from engine import TrainConfig, attention_cuda, linear_cuda, norm_triton, perceptron_cuda, resume_run, train
+from engine import TrainConfig, attention_cuda, cublaslt, linear_cuda, norm_triton, perceptron_cuda, resume_run, train
 from engine.attention import manual_attention
 from engine.loss import linear_cross_entropy
 from engine.norm import norm_beside
@@ -208,6 +208,7 @@ def _resumed(settings: dict[str, Any]) -> dict[str, Any]:
     stopped: Run = train(config, run, StopAt(STOP))
     at = stopped.checkpoints[-1].step
     active = resume_run(stopped.id)
+    cublaslt.planned.cache_clear()  # as in another process: products choose their kernels anew
     again = train(active.config, active)
     assert list(again.metrics.step) == list(range(1, STEPS + 1)), "a step is missing or twice"
     found = {

@@ -48,6 +48,7 @@ def test_resumed_runs_are_the_unbroken_ones_bit_for_bit() -> None:
     assert len(rows) == 13
     for row in rows:
         assert row["losses_equal"] and row["norms_equal"] and row["weights_equal"], row
+    assert {row["compile"] for row in rows if row["arithmetic"].get("products") == "cuBLASLt"} == {"off", "on"}
     kinds = {(row["config"], row["compile"], bool(row.get("dropout"))) for row in rows}
     assert kinds >= {("nano", "auto", False)} | {("medium", c, d) for c in ("off", "on") for d in (False, True)}
     assert max(row["batch_size"] for row in rows if row["config"] == "medium") == 32
