@@ -40,7 +40,7 @@ class Tiles:
 OWN = 64  # positions of a program
 QUERIES, KEYS = Tiles(64, 4, 3), Tiles(64, 4, 2)
 WIDE_QUERIES, WIDE_KEYS = Tiles(32, 4, 2), Tiles(32, 4, 2)
-COPIED_KEYS = Tiles(64, 4, 2, 168)  # of which three programs fit on a multiprocessor, instead of two: 15 % less time
+COPIED_KEYS = Tiles(64, 4, 2, 168)  # of which three programs fit on a multiprocessor, instead of two: 12 % less time
 WORTH_DESCRIBING = 2**24  # values from which on that gains more than the 40 µs that it takes the host
 ALIGNED = 128  # contexts that are a multiple of it need no masks at their end
 

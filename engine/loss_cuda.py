@@ -46,7 +46,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         blocks = math.ceil(len(h) * padded * dtype.itemsize / LOSS_BLOCK_BYTES)
         rows = math.ceil(len(h) / max(1, blocks))  # blocks of one size
         over_rows, _ = row_kernel(dtype, h.device)
-        multiply = product_kernel(dtype, min(len(h), rows), width, padded, h.device)
+        multiply = product_kernel(dtype, rows, width, padded, h.device)
         for start in range(0, len(h), max(1, rows)):
             part = slice(start, start + rows)
             logits = h.new_empty(len(h[part]), padded)
