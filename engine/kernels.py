@@ -20,11 +20,13 @@ from engine.norm import PLAIN, NormKernels
 from engine.trial import Pairs, why_not
 
 BiasedAttention = Callable[[Tensor, Tensor, int], Tensor]  # see `engine.attention_cuda.own_attention`
+Embed = Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor]  # see `engine.embedding_triton.embed`
 Perceptron = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # see `engine.perceptron_cuda.perceptron`
 LinearKernel = Callable[[Tensor, Tensor, Tensor], Tensor]  # see `engine.linear_cuda.linear`
 
 HALF = (torch.bfloat16, torch.float16)
 HEAD_SIZES = (16, 32, 64, 128)  # that our attention is made for
+VERSION = 2  # of what they round: one more whenever a change of theirs changes a last bit
 PYTORCH, TRITON, CUBLASLT = "PyTorch", "Triton", "cuBLASLt"
 
 
@@ -36,7 +38,8 @@ class Kernels:
         attention: one that repeats there at no cost in time, if there is one.
         perceptron: one that is faster there than one layer after the other, if there is one.
         linear: the same for a linear layer by itself.
-        norm: what norms in uncompiled training steps under autocast, if there is any.
+        norm: what norms and adds to the residual stream in training under autocast, if there is any.
+        embedding: one that is faster there than PyTorch's, if there is one.
         names: whose they are, and the loss's; empty on a CPU.
         lacking: a sentence for each of ours that should work on such a device and does not.
     """
@@ -45,6 +48,7 @@ class Kernels:
     perceptron: Perceptron | None = None
     linear: LinearKernel | None = None
     norm: NormKernels | None = None
+    embedding: Embed | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     lacking: tuple[str, ...] = ()
 
@@ -72,6 +76,7 @@ def choose_kernels(config: TrainConfig, dtype: torch.dtype, device: torch.device
         perceptron=chosen("perceptron"),
         linear=chosen("products"),
         norm=chosen("norm") or (PLAIN if dtype in HALF else None),
+        embedding=chosen("embedding"),
         names={what: PYTORCH if reasons.get(what, "not wanted") else own.by for what, own in OURS.items()},
         lacking=tuple(
             f"The lab's own kernel for the {what} cannot be used here, so a step takes longer: {reason}"
@@ -118,11 +123,21 @@ def _perceptron_trial(config: TrainConfig, dtype: torch.dtype, device: torch.dev
     return perceptron_cuda.beside_pytorch(rows, config.model.width, dtype, device)
 
 
+def _stream(dtype: torch.dtype) -> torch.dtype:
+    """Of the residual stream, by that of other activations; see `engine.model.GPT.hidden`."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+
+
+def _embedding_trial(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> Pairs:
+    from engine import embedding_triton  # needs Triton
+
+    return embedding_triton.beside_pytorch(config.model.width, _stream(dtype), device)
+
+
 def _norm_trial(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> Pairs:
     from engine import norm_triton  # needs Triton
 
-    stream = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-    return norm_triton.beside_pytorch(config.model.width, stream, dtype, device)
+    return norm_triton.beside_pytorch(config.model.width, _stream(dtype), dtype, device)
 
 
 def _why_not_loss(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> str:
@@ -169,5 +184,11 @@ OURS = {
     ),
     "perceptron": _Own(CUBLASLT, wants_perceptron, _tried(_perceptron_trial), ("perceptron_cuda", "perceptron")),
     "norm": _Own(TRITON, lambda config, dtype, device: dtype in HALF, _tried(_norm_trial), ("norm_triton", "KERNELS")),
+    "embedding": _Own(
+        TRITON,
+        lambda config, dtype, device: config.dropout == 0,
+        _tried(_embedding_trial),
+        ("embedding_triton", "embed"),
+    ),
     "loss": _Own(TRITON, lambda *_: True, _why_not_loss, ("loss_triton", "compiled_rows")),
 }

@@ -19,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from engine import float8
 from engine.attention import Attend, fused_attention, manual_attention
 from engine.config import ModelConfig
-from engine.kernels import BiasedAttention, Kernels, LinearKernel, Perceptron
+from engine.kernels import BiasedAttention, Embed, Kernels, LinearKernel, Perceptron
 from engine.loss import linear_cross_entropy
-from engine.norm import NormKernels, norm_beside
+from engine.norm import PLAIN, Added, NormKernels, add_and_norm
 
 
 class Linear(nn.Linear):
@@ -56,6 +56,25 @@ class Embedding(nn.Embedding):
     def reset_parameters(self) -> None: ...
 
 
+class Norm(nn.LayerNorm):
+    """PyTorch's, and of a residual stream to which something is added first."""
+
+    kernels: NormKernels | None = None  # stand in for both in training, under autocast
+
+    def by_kernels(self) -> bool:
+        """Whether they do, here and now. PyTorch's own operations are left to a compiler, which does as well."""
+        wanted = self.kernels is not None and self.training and torch.is_autocast_enabled("cuda")
+        return wanted and not (self.kernels is PLAIN and is_compiling())
+
+    def after(self, x: Tensor, added: Added | None = None, *, goes_on: bool = True) -> tuple[Tensor, Tensor]:
+        """The stream with `added`, and its norm, (B, T, D); the first is arbitrary unless it `goes_on`."""
+        if self.kernels and self.by_kernels() and not (added is None and is_compiling()):
+            dtype = torch.get_autocast_dtype("cuda")
+            return add_and_norm(x, added, self.weight, self.bias, dtype, self.kernels, goes_on=goes_on)
+        x = x if added is None else x + added.values
+        return x, self(x)
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention, written out (`manual`) or by a fused kernel (`sdpa`)."""
 
@@ -68,9 +87,10 @@ class Attention(nn.Module):
         self.qkv = linear(config.width, 3 * config.width)
         self.projection = linear(config.width, config.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.inner(x)  # (B, T, D)
-        return F.dropout(self.projection(y), self.dropout, self.training)
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D); with this bias in the last layer instead of its own."""
+        y = self.projection.with_bias(self.inner(x), self.projection.bias if bias is None else bias)
+        return F.dropout(y, self.dropout, self.training)
 
     def inner(self, x: Tensor) -> Tensor:
         """All but the last layer: (B, T, D) -> (B, T, D)."""
@@ -86,34 +106,45 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, dropout: float, implementation: str, linear: type[Linear]) -> None:
         super().__init__()
         self.dropout = dropout
-        self.norm1 = nn.LayerNorm(config.width)
+        self.norm1 = Norm(config.width)
         self.attention = Attention(config, dropout, implementation, linear)
-        self.norm2 = nn.LayerNorm(config.width)
+        self.norm2 = Norm(config.width)
         self.expand = linear(config.width, 4 * config.width)
         self.contract = linear(4 * config.width, config.width)
         self.fused_perceptron: Perceptron | None = None  # stands in for the layers in training, under autocast
-        self.norm_kernels: NormKernels | None = None  # the same for norms, unless they are compiled
 
     def forward(self, x: Tensor) -> Tensor:
-        x, normed = self.norm_beside(x, self.norm1)
-        x = x + self.attention(normed)
-        x, normed = self.norm_beside(x, self.norm2)
-        return x + F.dropout(self.perceptron(normed), self.dropout, self.training)
+        """The residual stream (B, T, D) before and after."""
+        x, normed = self.before_perceptron(x)
+        return x + self.perceptron(normed, self.contract.bias)
 
-    def norm_beside(self, x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-        """The residual stream as it goes on, and its norm, (B, T, D)."""
-        if self.norm_kernels and self.training and torch.is_autocast_enabled("cuda") and not is_compiling():
-            return norm_beside(x, norm.weight, norm.bias, torch.get_autocast_dtype("cuda"), self.norm_kernels)
-        return x, norm(x)
+    def unfinished(self, x: Tensor, added: Added | None) -> tuple[Tensor, Added]:
+        """As `forward`, but what comes and goes is still to be added to the stream: the next norm does both at once."""
+        x, normed = self.before_perceptron(x, added)
+        return x, self.branch(self.perceptron, normed, self.contract.bias)
 
-    def perceptron(self, x: Tensor) -> Tensor:
-        """Expand, GELU, contract: (B, T, D) -> (B, T, D)."""
+    def before_perceptron(self, x: Tensor, added: Added | None = None) -> tuple[Tensor, Tensor]:
+        """The stream after attention, and its norm."""
+        x, normed = self.norm1.after(x, added)
+        return self.norm2.after(x, self.branch(self.attention, normed, self.attention.projection.bias))
+
+    def branch(self, layers: Callable[[Tensor, Tensor], Tensor], x: Tensor, bias: Tensor) -> Added:
+        """What layers add to the stream; the next norm's kernels make the gradient of their last bias, unless dropout
+        comes between."""
+        if self.norm2.by_kernels() and not self.dropout:
+            return Added(layers(x, bias.detach()), bias)
+        return Added(layers(x, bias))
+
+    def perceptron(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Expand, GELU, contract: (B, T, D) -> (B, T, D), with this bias in the last layer."""
         if self.fused_perceptron and self.training and torch.is_autocast_enabled("cuda"):
             dtype = torch.get_autocast_dtype("cuda")
-            w1, b1, w2, b2 = self.expand.weight, self.expand.bias, self.contract.weight, self.contract.bias
-            return self.fused_perceptron(x.to(dtype), w1.to(dtype), b1.to(dtype), w2.to(dtype), b2.to(dtype))
-        hidden = F.gelu(self.expand(x), approximate="tanh")  # (B, T, 4D)
-        return cast(Tensor, self.contract(hidden))
+            w1, b1, w2 = self.expand.weight, self.expand.bias, self.contract.weight
+            y = self.fused_perceptron(x.to(dtype), w1.to(dtype), b1.to(dtype), w2.to(dtype), bias.to(dtype))
+        else:
+            hidden = F.gelu(self.expand(x), approximate="tanh")  # (B, T, 4D)
+            y = self.contract.with_bias(hidden, bias)
+        return F.dropout(y, self.dropout, self.training)
 
 
 class GPT(nn.Module):
@@ -143,11 +174,12 @@ class GPT(nn.Module):
         self.dropout = dropout
         self.gradient_checkpointing = gradient_checkpointing
         self.compiled: Callable[[Tensor], Tensor] | None = None  # stands in for `stack` in training
+        self.embed: Embed | None = None  # stands in for both embeddings in training, without dropout
         self.token_embedding = Embedding(config.vocabulary_size, config.width)
         self.position_embedding = Embedding(config.context_length, config.width)
         linear = Float8Linear if float8 else Linear
         self.blocks = nn.ModuleList(Block(config, dropout, attention_impl, linear) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = Norm(config.width)
         self.head = Linear(config.width, config.vocabulary_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
@@ -160,7 +192,9 @@ class GPT(nn.Module):
             if not isinstance(block.expand, Float8Linear):
                 block.fused_perceptron = kernels.perceptron
                 block.attention.qkv.kernel = block.attention.projection.kernel = kernels.linear
-            block.norm_kernels = kernels.norm
+            block.norm1.kernels = block.norm2.kernels = kernels.norm
+        self.norm.kernels = kernels.norm
+        self.embed = kernels.embedding
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
@@ -199,23 +233,30 @@ class GPT(nn.Module):
         Returns:
             (B, T, D), after the last norm.
         """
-        positions = torch.arange(tokens.size(1), device=tokens.device)
-        x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, D)
-        x = F.dropout(x, self.dropout, self.training)
-        if torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) == torch.bfloat16:
-            x = x.bfloat16()  # the residual stream too, as in llm.c; fp16's range is too small for it
+        kind = tokens.device.type
+        in_bf16 = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
+        if self.embed and self.training and not self.dropout:
+            stream = torch.bfloat16 if in_bf16 else torch.float32
+            x = self.embed(tokens, self.token_embedding.weight, self.position_embedding.weight, stream)  # (B, T, D)
+        else:
+            positions = torch.arange(tokens.size(1), device=tokens.device)
+            x = self.token_embedding(tokens) + self.position_embedding(positions)
+            x = F.dropout(x, self.dropout, self.training)
+            x = x.bfloat16() if in_bf16 else x  # the residual stream too, as in llm.c; fp16's range is too small for it
         run = self.compiled if self.compiled and self.training else self.stack
         return run(x)
 
     def stack(self, x: Tensor) -> Tensor:
         """All blocks and the last norm: (B, T, D) -> (B, T, D)."""
-        for block in self.blocks:
-            if self.gradient_checkpointing and self.training:
+        added: Added | None = None
+        for block in cast(list[Block], [*self.blocks]):
+            if self.gradient_checkpointing and self.training:  # which keeps what goes from block to block: one tensor
                 keep_dice = self.dropout > 0  # else nothing is drawn, and a CUDA graph could not keep them
                 x = cast(Tensor, checkpoint(block, x, use_reentrant=False, preserve_rng_state=keep_dice))
             else:
-                x = block(x)
-        return cast(Tensor, self.norm(x).to(x.dtype))  # norms give fp32 under autocast; the output layer reads bf16
+                x, added = block.unfinished(x, added)
+        _, normed = self.norm.after(x, added, goes_on=False)
+        return normed if self.norm.by_kernels() else normed.to(x.dtype)  # PyTorch's is fp32 under autocast
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits for the token after each position: ids (B, T) -> (B, T, V)."""

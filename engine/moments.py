@@ -161,9 +161,10 @@ class Step:
 
     @cached_property
     def ends_saved(self) -> int:
-        """What is kept outside the blocks: the last norm's input, the gradient of its result (the loss has it at once),
-        tokens and targets in 64 bits (twice, as they are copied out of the batch), the embedding's dropout mask."""
-        return (4 + self.a + self.mask) * self.s + (8 + 16) * self.n
+        """What is kept outside the blocks: the last norm's input, k·S, the gradient of its result (the loss has it at
+        once), tokens and targets in 64 bits (twice, as they are copied out of the batch), the embedding's dropout mask.
+        """
+        return (self.k + self.a + self.mask) * self.s + (8 + 16) * self.n
 
     @cached_property
     def attention_at_work(self) -> int:
@@ -214,14 +215,13 @@ class Step:
     def loss(self) -> Moment:
         """The output layer with its loss, of which the backward pass is a part: see `engine.loss_cuda`.
 
-        A block of logits and the padded copy of the weights, a·(rows·V + V·D), the gradient of the weights, 4·V·D, the
-        input, r·S, and its copy, a·S, where autocast has to make one. Of the input's gradient, a·S, `ends_saved`
-        speaks.
+        A block of logits and the padded copy of the weights, a·(rows·V + V·D), the gradient of the weights, 4·V·D, and
+        under autocast the input, a·S, as the last norm made it. Of the input's gradient, a·S, `ends_saved` speaks.
         """
         casts = self._casts_of(self.config.model.layers)
         padded = -(-self.config.model.vocabulary_size // LOSS_PADDING) * LOSS_PADDING
         blocks = max(1, math.ceil(self.n * padded * self.a / LOSS_BLOCK_BYTES))
-        copies = (self.r + self.a * (self.r > self.a)) * self.s if self.mixed else 0
+        copies = self.a * self.s if self.mixed else 0
         gradients = self.held_gradients + 4 * padded * self.config.model.width
         work = self.a * padded * (math.ceil(self.n / blocks) + self.config.model.width)
         return Moment(casts, gradients, self.saved + self.ends_saved + copies, work)

@@ -58,9 +58,10 @@ class _Perceptron(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         x, w1, w2, before, hidden = ctx.saved_tensors
-        d_b2, d_w2 = d_y.sum(0), multiplied(d_y.T, hidden)  # in this order: cuBLAS warns where it is a thread's first
+        d_b2 = d_y.sum(0) if ctx.needs_input_grad[4] else None  # first: cuBLAS warns where it is a thread's first work
+        d_w2 = multiplied(d_y.T, hidden)
         d_before = gelu_backward(d_y, w2, before)
         return multiplied(d_before, w1), multiplied(d_before.T, x), d_before.sum(0), d_w2, d_b2
 

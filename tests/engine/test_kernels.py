@@ -28,7 +28,7 @@ CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
 TINY = ModelConfig(layers=2, heads=2, width=32, context_length=16, vocabulary_size=64)
 NANO = TrainConfig(precision="bf16", device="cuda:0")
 CUBLASLT = {"products": "cuBLASLt", "perceptron": "cuBLASLt"}
-ALL_OURS = {"attention": "Triton", **CUBLASLT, "norm": "Triton", "loss": "Triton"}
+ALL_OURS = {"attention": "Triton", **CUBLASLT, "norm": "Triton", "embedding": "Triton", "loss": "Triton"}
 
 
 def other(*_: Any) -> Any:
@@ -60,6 +60,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     module("engine.attention_cuda", monkeypatch, own_attention=other, beside_pytorch=same)
     module("engine.norm_triton", monkeypatch, KERNELS=NormKernels(other, other), beside_pytorch=same)
+    module("engine.embedding_triton", monkeypatch, embed=other, beside_pytorch=same)
     module("engine.loss_triton", monkeypatch, compiled_rows=other)
     for cublas in (linear_cuda, perceptron_cuda):
         monkeypatch.setattr(cublas, "beside_pytorch", same)
@@ -100,7 +101,7 @@ def test_a_cpu_trains_with_pytorchs_own(dtype: torch.dtype) -> None:
         ({"precision": "fp16"}, []),
         ({"precision": "fp32"}, ["attention", "products", "perceptron", "norm"]),
         ({"precision": "fp8"}, ["perceptron"]),
-        ({"dropout": 0.1}, ["attention"]),
+        ({"dropout": 0.1}, ["attention", "embedding"]),
         ({"context_length": 1}, ["attention"]),
         ({"attention_impl": "manual"}, ["attention"]),
     ],
@@ -112,6 +113,7 @@ def test_ours_do_what_they_can(changes: dict[str, Any], pytorchs: list[str]) -> 
     assert (found.attention is None) == ("attention" in pytorchs)
     assert (found.perceptron is None) == ("perceptron" in pytorchs)
     assert (found.linear is None) == ("products" in pytorchs)
+    assert (found.embedding is None) == ("embedding" in pytorchs)
     assert (found.norm is None) == ("norm" in pytorchs) and found.norm is not PLAIN
 
 
@@ -125,13 +127,14 @@ def test_other_cards_have_layers_one_after_the_other(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("hopper")
 def test_what_computes_something_else_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("attention_cuda", "norm_triton"):
+    for name in ("attention_cuda", "norm_triton", "embedding_triton"):
         monkeypatch.setattr(sys.modules[f"engine.{name}"], "beside_pytorch", wrong)
     for cublas in (linear_cuda, perceptron_cuda):
         monkeypatch.setattr(cublas, "beside_pytorch", wrong)
     monkeypatch.setattr(loss_cuda, "_beside_pytorch", wrong)
     found = chosen()
     assert (found.attention, found.perceptron, found.linear, found.norm) == (None, None, None, PLAIN)
+    assert found.embedding is None
     assert set(dict(found.names).values()) == {"PyTorch"}
     assert found.lacking == tuple(
         f"The lab's own kernel for the {what} cannot be used here, so a step takes longer: it computes something else."
@@ -156,13 +159,18 @@ def test_a_card_without_triton_trains_with_pytorchs_own(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
     monkeypatch.setitem(sys.modules, "triton", None)  # importing it fails
-    for name in ("attention_cuda", "norm_triton", "loss_triton"):
+    for name in ("attention_cuda", "norm_triton", "embedding_triton", "loss_triton"):
         monkeypatch.delitem(sys.modules, f"engine.{name}", raising=False)
         monkeypatch.delattr(engine, name, raising=False)
     found = chosen()
     assert (found.attention, set(dict(found.names).values())) == (None, {"PyTorch"})
     assert found.norm is PLAIN
-    assert [sentence.split(": ")[0].split()[6] for sentence in found.lacking] == ["attention", "norm", "loss"]
+    assert [sentence.split(": ")[0].split()[6] for sentence in found.lacking] == [
+        "attention",
+        "norm",
+        "embedding",
+        "loss",
+    ]
     assert not [sentence for sentence in found.lacking if "triton" not in sentence]
 
 
@@ -170,12 +178,12 @@ def test_a_card_without_triton_trains_with_pytorchs_own(monkeypatch: pytest.Monk
 def test_a_kernel_that_failed_is_tried_again_by_the_next_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk or the GPU may have been full."""
     for trial in (wrong, same):
-        for name in ("attention_cuda", "norm_triton"):
+        for name in ("attention_cuda", "norm_triton", "embedding_triton"):
             monkeypatch.setattr(sys.modules[f"engine.{name}"], "beside_pytorch", trial)
         for cublas in (linear_cuda, perceptron_cuda):
             monkeypatch.setattr(cublas, "beside_pytorch", trial)
         monkeypatch.setattr(loss_cuda, "_beside_pytorch", trial)
-        assert len(chosen().lacking) == (5 if trial is wrong else 0)
+        assert len(chosen().lacking) == (6 if trial is wrong else 0)
     assert dict(chosen().names) == ALL_OURS
 
 
