@@ -11,10 +11,11 @@ import torch
 
 from engine.accelerate import compiles
 from engine.environment import package_version, processor_name
-from engine.kernels import OURS, PYTORCH, Kernels
+from engine.kernels import OURS, PYTORCH, VERSION, Kernels
 from engine.plan import Plan
 
 BLOCKS = "blocks"  # the fact that becomes another when a compilation fails
+OWN_VERSION = "the lab's kernels, version"
 NONE = "none"  # in place of what is not there
 COMPILED, NOT_COMPILED = "compiled", "not compiled"
 
@@ -26,7 +27,7 @@ def arithmetic(plan: Plan, kernels: Kernels) -> dict[str, str]:
     if config.device == "cpu":
         facts["processor"] = f"{processor_name()} ({torch.backends.cpu.get_cpu_capability()})"
     else:
-        facts |= {**_of_a_gpu(config.device), **kernels.names}
+        facts |= {**_of_a_gpu(config.device), **kernels.names, OWN_VERSION: str(VERSION)}
         facts[BLOCKS] = COMPILED if compiles(plan, torch.device(config.device)) else NOT_COMPILED
     if config.optimizer != "adamw":
         facts["bitsandbytes"] = package_version("bitsandbytes") or NONE
@@ -71,7 +72,7 @@ def rounds_otherwise(before: Mapping[str, str], now: Mapping[str, str]) -> str:
         before: what computed it; empty when it does not say, as older ones.
     """
     names = dict.fromkeys([*before, *now]) if before else {}
-    missing = dict.fromkeys(OURS, PYTORCH)  # of older checkpoints, which do not name those that came later
+    missing = dict.fromkeys(OURS, PYTORCH) | {OWN_VERSION: "1"}  # of older checkpoints, which do not name what is newer
     changed = [
         f"{name} {after} instead of {first}"
         for name in names

@@ -40,6 +40,7 @@ class Tiles:
 OWN = 64  # positions of a program
 QUERIES, KEYS = Tiles(64, 4, 3), Tiles(64, 4, 2)
 WIDE_QUERIES, WIDE_KEYS = Tiles(32, 4, 2), Tiles(32, 4, 2)
+COPIED_QUERIES = Tiles(64, 4, 3)
 COPIED_KEYS = Tiles(64, 4, 2, 168)  # of which three programs fit on a multiprocessor, instead of two: 12 % less time
 WORTH_DESCRIBING = 2**24  # values from which on that gains more than the 40 µs that it takes the host
 ALIGNED = 128  # contexts that are a multiple of it need no masks at their end
@@ -60,11 +61,16 @@ def _store(pointers, values, inside, ALL_INSIDE: tl.constexpr):  # type: ignore[
 
 @triton.jit
 def _add_keys(  # type: ignore[no-untyped-def]
-    d_q, q, d_out, log_sum, delta, rows, keys, columns, width, time, scale, DIAGONAL: tl.constexpr, EVEN: tl.constexpr
-):
-    """`d_q` and what the keys at `columns` add to it."""
-    k = _load(keys, (columns < time)[:, None], EVEN)
-    v = _load(keys + width, (columns < time)[:, None], EVEN)
+    d_q, q, d_out, log_sum, delta, rows, start, offsets, keys, top, lane, time, stride, width, scale,
+    DIAGONAL: tl.constexpr, EVEN: tl.constexpr, COPIED: tl.constexpr,
+):  # fmt: skip
+    """`d_q` and what the keys from `start` on add to it."""
+    columns = start + offsets
+    if COPIED:
+        k, v = keys.load([top + start, lane + width]), keys.load([top + start, lane + 2 * width])
+    else:
+        k = _load(keys + start * stride, (columns < time)[:, None], EVEN)
+        v = _load(keys + width + start * stride, (columns < time)[:, None], EVEN)
     p = tl.exp2(tl.dot(q, k.T) * (scale * LOG2_E) - log_sum[:, None])
     if DIAGONAL:
         p = tl.where(rows[:, None] >= columns[None, :], p, 0.0)
@@ -76,47 +82,53 @@ def _add_keys(  # type: ignore[no-untyped-def]
 def _queries_gradient(  # type: ignore[no-untyped-def]
     qkv, out, d_out, log_sums, deltas, d_qkv, sums, time, heads, scale,
     SIZE: tl.constexpr, OWN: tl.constexpr, READ: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr,
+    COPIED: tl.constexpr,
 ):  # fmt: skip
     """The gradient of `OWN` queries of a head, its sum over them, and their `deltas`: sums of out · d_out, which the
-    keys' need too."""
+    keys' need too. `qkv`, `out`, `d_out` and `d_qkv` as for `_keys_gradient`."""
     blocks = tl.cdiv(time, OWN)
     block = blocks - 1 - tl.program_id(0) % blocks  # those with the most keys first
     of_all = (tl.program_id(0) // blocks).to(tl.int64)  # heads of all sequences
     sequence, head = of_all // heads, of_all % heads
     width = heads * SIZE
     stride = 3 * width
-    rows, lanes = block * OWN + tl.arange(0, OWN), tl.arange(0, SIZE)
+    first = block * OWN  # the first key that not all of these queries may see
+    rows, lanes, offsets = first + tl.arange(0, OWN), tl.arange(0, SIZE), tl.arange(0, READ)
     inside = rows < time
-    here = sequence * time * stride + head * SIZE  # of this head in this sequence; from there on 32 bits are enough
-    qkv += here
-    d_qkv += here
-    here = sequence * time * width + head * SIZE
-    at_q = rows[:, None] * stride + lanes[None, :]
-    at_out = rows[:, None] * width + lanes[None, :]
     log_sums += of_all * time
     deltas += of_all * time
-
-    q = _load(qkv + at_q, inside[:, None], EVEN)
-    do = _load(d_out + here + at_out, inside[:, None], EVEN)
-    o = _load(out + here + at_out, inside[:, None], EVEN)
+    top, lane = (sequence * time).to(tl.int32), (head * SIZE).to(tl.int32)
+    if COPIED:
+        keys = qkv
+        q, do, o = qkv.load([top + first, lane]), d_out.load([top + first, lane]), out.load([top + first, lane])
+    else:
+        here = sequence * time * stride + head * SIZE  # of this head; from there on 32 bits are enough
+        keys = qkv + here + width + offsets[:, None] * stride + lanes[None, :]
+        at_q = here + rows[:, None] * stride + lanes[None, :]
+        at_out = sequence * time * width + head * SIZE + rows[:, None] * width + lanes[None, :]
+        q = _load(qkv + at_q, inside[:, None], EVEN)
+        do = _load(d_out + at_out, inside[:, None], EVEN)
+        o = _load(out + at_out, inside[:, None], EVEN)
     log_sum = _load(log_sums + rows, inside, EVEN) * LOG2_E
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     _store(deltas + rows, delta, inside, EVEN)
 
     d_q = tl.zeros((OWN, SIZE), tl.float32)
-    columns = tl.arange(0, READ)
-    keys = qkv + width + columns[:, None] * stride + lanes[None, :]
-    first = block * OWN  # the first key that not all of these queries may see
     for start in tl.range(0, first, READ, num_stages=STAGES):
         d_q = _add_keys(
-            d_q, q, do, log_sum, delta, rows, keys + start * stride, start + columns, width, time, scale, False, EVEN
-        )
+            d_q, q, do, log_sum, delta, rows, start, offsets, keys, top, lane, time, stride, width, scale,
+            False, EVEN, COPIED,
+        )  # fmt: skip
     for start in range(first, first + OWN, READ):
         d_q = _add_keys(
-            d_q, q, do, log_sum, delta, rows, keys + start * stride, start + columns, width, time, scale, True, EVEN
-        )
+            d_q, q, do, log_sum, delta, rows, start, offsets, keys, top, lane, time, stride, width, scale,
+            True, EVEN, COPIED,
+        )  # fmt: skip
     d_q *= scale
-    _store(d_qkv + at_q, d_q.to(q.dtype), inside[:, None], EVEN)
+    if COPIED:
+        d_qkv.store([top + first, lane], d_q.to(q.dtype))
+    else:
+        _store(d_qkv + at_q, d_q.to(q.dtype), inside[:, None], EVEN)
     tl.store(sums + (sequence * blocks + block) * stride + head * SIZE + lanes, tl.sum(d_q, 0))
 
 
@@ -248,18 +260,17 @@ def gradient(
     sums = qkv.new_empty(batch * blocks, 3 * width, dtype=torch.float32)
     common: dict[str, Any] = {"SIZE": size, "OWN": OWN, "EVEN": time % ALIGNED == 0}
     numbers = (time, heads, 1 / math.sqrt(size))
-    _queries_gradient[(blocks * batch * heads,)](
-        qkv, out, d_out, log_sums, deltas, d_qkv, sums, *numbers, **common, **_launch(for_queries)
-    )
     if copied is None:
         copied = qkv.numel() >= WORTH_DESCRIBING and _can_copy(time, size, qkv.device)
-    matrices: tuple[Any, ...] = qkv, d_out, d_qkv
+    matrices: tuple[Any, ...] = qkv, out, d_out, d_qkv
     if copied:
-        for_keys = COPIED_KEYS
+        for_queries, for_keys = COPIED_QUERIES, COPIED_KEYS
         matrices = tuple(TensorDescriptor.from_tensor(x.flatten(0, 1), [OWN, size]) for x in matrices)
-    _keys_gradient[(blocks * batch * heads,)](
-        *matrices[:2], log_sums, deltas, matrices[2], sums, *numbers, **common, COPIED=copied, **_launch(for_keys)
-    )
+    x, y, d_y, d_x = matrices
+    grid = (blocks * batch * heads,)
+    common["COPIED"] = copied
+    _queries_gradient[grid](x, y, d_y, log_sums, deltas, d_x, sums, *numbers, **common, **_launch(for_queries))
+    _keys_gradient[grid](x, d_y, log_sums, deltas, d_x, sums, *numbers, **common, **_launch(for_keys))
     return d_qkv, sums.sum(0)
 
 

@@ -2,10 +2,11 @@
 
 PyTorch takes the kernel that cuBLASLt proposes first. At the shapes of a small GPT others that it proposes take up to a
 quarter less time. Which, depends on shape, card and version, so it is measured, at the first product of a shape. Tried
-are those that cut the inner dimension into as many parts as the first one does, since such kernels add up in the same
-order on the cards where this was looked at; and of these only those count that give the first one's result, bit for
-bit, with the values at hand. So the clock decides how long a product takes, not what comes out of it: a resumed run, or
-another process, may choose another kernel and still computes the same numbers.
+are those that cut the inner dimension into the same number of parts, since such kernels add up in the same order on the
+cards where this was looked at; and of these only those count that give the first one's result, bit for bit, with the
+values at hand. So the clock decides how long a product takes, not what comes out of it: a resumed run, or another
+process, may choose another kernel and still computes the same numbers. The number of parts is the first proposal's, or
+where the inner dimension is long, as in a weight's gradient, one that leaves few multiprocessors idle (`parts_of`).
 
 PyTorch offers neither that choice nor GELU inside of a product, so the library that it has loaded is called by ctypes.
 
@@ -30,14 +31,21 @@ PLAIN, BIAS, GELU_AUX_BIAS, DGELU = 1, 4, 164, 192
 COMPUTE_FP32, FP32 = 68, 0
 MAX_SCRATCH, REDUCTIONS, ALIGNMENTS = 1, 3, (5, 6, 7, 8)
 PARTS, REDUCTION = 2, 3  # of a kernel: into how many it splits the inner dimension, and how these are added up
-REPEATABLE = 2 | 4  # ways to add up the parts of a split inner dimension; the one left out does it in place
+REDUCE_IN_FP32, REPEATABLE = (
+    2,
+    2 | 4,
+)  # ways to add up the parts of a split inner dimension; the one left out does it in place
 NO_MEMORY = 3  # a status
 TYPES = {torch.bfloat16: 14, torch.float16: 2, torch.float32: FP32}
 
-SCRATCH_BYTES = 32 * 2**20  # without any, DGELU becomes a kernel of its own
+SCRATCH_BYTES = 48 * 2**20  # without any, DGELU becomes a kernel of its own
 ALIGNED = 8  # widths have to be a multiple of it, so that each row begins at a multiple of 16 bytes
 HOPPER = (9, 0)  # where all of this was measured, and pays
 PROPOSALS = 16  # at most; some 8 come
+TILES = ((256, 128), (128, 256), (192, 192))  # of a result, that the fastest kernels make at a time
+SMALLER_TILES = ((192, 128), (128, 192))  # of those that are nearly as fast
+FULL = 0.9  # of the multiprocessors at work, on average over the rounds in which tiles are made
+LEAST_PART, MOST_PARTS = 9216, 8  # of the inner dimension, and how many: their sums are written and read once more
 LARGE = 1e10  # operations of a product from which on its kernel is chosen by time: 15 µs of an H100
 ROUNDS, ROUND_MS = 3, 0.5  # of measuring: the median counts
 GAIN = 0.99  # of the first one's time, under which another is taken instead
@@ -136,6 +144,29 @@ def is_large(rows: int, inner: int, columns: int) -> bool:
     return 2.0 * rows * inner * columns >= LARGE
 
 
+def parts_of(rows: int, inner: int, columns: int, processors: int) -> int | None:
+    """Into how many parts to cut the inner dimension; None where that is left to the library.
+
+    The fewest for which the tiles of some size, that many times, keep all multiprocessors busy. A weight's gradient has
+    few tiles: 768 × 768 weights are 18 of 256 × 128, and in seven parts they are for 126 of an H100's 132. Where whole
+    tiles are enough, or parts would be short, the library chooses as well.
+    """
+
+    def fills(parts: int, tile: tuple[int, int]) -> bool:
+        rounds = parts * math.ceil(rows / tile[0]) * math.ceil(columns / tile[1]) / processors
+        return rounds >= FULL * math.ceil(rounds)
+
+    if any(fills(1, tile) for tile in (*TILES, *SMALLER_TILES)):
+        return None
+    able = range(2, min(MOST_PARTS, inner // LEAST_PART) + 1)
+    return next((parts for parts in able if any(fills(parts, tile) for tile in TILES)), None)
+
+
+@functools.cache
+def _multiprocessors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 class Product:
     """Products of a shape. What cuBLASLt calls a matrix lies column by column, which makes each of ours, (N, K) times
     (K, M), its own transpose there: it multiplies in the other order.
@@ -156,6 +187,7 @@ class Product:
         self.x = _layout(shape.dtype, shape.inner, shape.rows, shape.turned[0])
         self.w = _layout(shape.dtype, shape.columns, shape.inner, shape.turned[1])
         self.out = _layout(shape.result, shape.columns, shape.rows)
+        self.layouts = (self.w, self.x, self.out, self.out)
         self.proposed = self._proposals()
         self.chosen = self.proposed[0]
         self.is_decided = not is_large(shape.rows, shape.inner, shape.columns)
@@ -174,14 +206,33 @@ class Product:
             size = ctypes.c_size_t(ctypes.sizeof(value))
             _call("cublasLtMatmulPreferenceSetAttribute", preference, attribute, ctypes.byref(value), size)
         found, count = (Heuristic * PROPOSALS)(), ctypes.c_int()
-        layouts = (self.w, self.x, self.out, self.out)
         into = (preference, PROPOSALS, found, ctypes.byref(count))
-        _call("cublasLtMatmulAlgoGetHeuristic", self.handle, self.operation, *layouts, *into)
+        _call("cublasLtMatmulAlgoGetHeuristic", self.handle, self.operation, *self.layouts, *into)
         _call("cublasLtMatmulPreferenceDestroy", preference)
         able = [kernel for kernel in found[: count.value] if kernel.state == 0]
         if not able:
             raise RuntimeError("cuBLASLt has no such product")
-        return [kernel for kernel in able if _order(kernel) == _order(able[0])]
+        cut = [kernel for one in able if (kernel := self._cut(one)) is not None]
+        return cut or [kernel for kernel in able if _order(kernel) == _order(able[0])]
+
+    def _cut(self, kernel: Heuristic) -> Heuristic | None:
+        """It, with the inner dimension cut by `parts_of`; None where that is left to the library, or cannot be."""
+        shape = self.shape
+        parts = parts_of(shape.rows, shape.inner, shape.columns, _multiprocessors(shape.device))
+        if parts is None or shape.epilogue != PLAIN:
+            return None
+        cut, checked = Heuristic.from_buffer_copy(kernel), Heuristic()
+        try:
+            for attribute, value in ((PARTS, parts), (REDUCTION, REDUCE_IN_FP32)):
+                number = ctypes.c_uint32(value)
+                into = (attribute, ctypes.byref(number), ctypes.c_size_t(ctypes.sizeof(number)))
+                _call("cublasLtMatmulAlgoConfigSetAttribute", ctypes.byref(cut), *into)
+            both = (ctypes.byref(cut), ctypes.byref(checked))
+            _call("cublasLtMatmulAlgoCheck", self.handle, self.operation, *self.layouts, *both)
+        except RuntimeError:  # not every kernel can be cut
+            return None
+        cut.scratch = checked.scratch
+        return cut if checked.state == 0 and cut.scratch <= SCRATCH_BYTES else None
 
     def run(
         self, x: Tensor, w: Tensor, out: Tensor, *, bias: Tensor | None, aux: Tensor | None, add: bool = False

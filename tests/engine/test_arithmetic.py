@@ -7,7 +7,7 @@ import torch
 
 from engine import cublaslt
 from engine.accelerate import compiles
-from engine.arithmetic import arithmetic, of_all_ranks, rounds_otherwise
+from engine.arithmetic import OWN_VERSION, arithmetic, of_all_ranks, rounds_otherwise
 from engine.config import TrainConfig
 from engine.kernels import Kernels
 from engine.plan import Plan, make_plan
@@ -30,7 +30,7 @@ def test_a_gpu_with_its_libraries_and_whose_kernels(compile: str, blocks: str, m
     monkeypatch.setattr(cublaslt, "cublas_version", lambda: "130100")
     asked = plan(device="cuda:0", precision="bf16", compile=compile)
     told = arithmetic(asked, Kernels(names={"loss": "Triton"}))
-    assert list(told) == ["PyTorch", "GPU", "CUDA", "cuBLAS", "cuDNN", "Triton", "loss", "blocks"]
+    assert list(told) == ["PyTorch", "GPU", "CUDA", "cuBLAS", "cuDNN", "Triton", "loss", OWN_VERSION, "blocks"]
     assert (told["GPU"], told["cuBLAS"], told["loss"], told["blocks"]) == ("NVIDIA L4", "130100", "Triton", blocks)
     assert all(isinstance(value, str) for value in told.values())
     assert compiles(asked, torch.device("cuda")) == (blocks == "compiled")

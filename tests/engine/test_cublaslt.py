@@ -30,6 +30,8 @@ class Library:
     def __init__(self) -> None:
         self.objects: dict[int, Any] = {}
         self.used: list[int] = []
+        self.cut: list[tuple[int, int]] = []  # into how many parts, and how these were added up
+        self.cannot_be_cut = {1}
         self.proposals = 5
 
     def _new(self, handle: Any, value: Any) -> int:
@@ -63,7 +65,7 @@ class Library:
 
     def cublasLtMatmulAlgoGetHeuristic(self, *arguments: Any) -> int:
         preference, wanted, found, count = arguments[6:]
-        assert self.objects[preference.value] == {1: 2**25, 3: 6, 5: 16, 6: 16, 7: 16, 8: 16}
+        assert self.objects[preference.value] == {1: 48 * 2**20, 3: 6, 5: 16, 6: 16, 7: 16, 8: 16}
         for i in range(self.proposals):
             found[i].algorithm[0], found[i].scratch, found[i].state = i, 64 * i, 7 * (i == 4)
         count._obj.value = min(wanted, self.proposals)
@@ -72,7 +74,18 @@ class Library:
     def cublasLtMatmulAlgoConfigGetAttribute(self, kernel: Any, attribute: int, value: Any, size: Any, _: Any) -> int:
         assert size.value == 4
         splits = kernel._obj.algorithm[0] == 3
-        value._obj.value = {2: 2 if splits else 1, 3: 2 if splits else 0}[attribute]
+        value._obj.value = kernel._obj.algorithm[attribute] or {2: 2 if splits else 1, 3: 2 if splits else 0}[attribute]
+        return 0
+
+    def cublasLtMatmulAlgoConfigSetAttribute(self, kernel: Any, attribute: int, value: Any, size: Any) -> int:
+        assert size.value == 4
+        kernel._obj.algorithm[attribute] = value._obj.value
+        return 7 if kernel._obj.algorithm[0] in self.cannot_be_cut else 0
+
+    def cublasLtMatmulAlgoCheck(self, _: Any, operation: Any, *more: Any) -> int:
+        a, b, c, out, kernel, result = more
+        assert c is out and len({self.objects[layout.value][0] for layout in (a, b)}) == 1
+        result._obj.scratch, result._obj.state = 2**20 * kernel._obj.algorithm[2], 0
         return 0
 
     def cublasLtMatmul(
@@ -82,6 +95,7 @@ class Library:
         assert scratch_size.value == kernel._obj.scratch and bool(scratch.value) == bool(scratch_size.value)
         does = self.objects[operation.value]
         self.used.append(kernel._obj.algorithm[0])
+        self.cut.append((kernel._obj.algorithm[2], kernel._obj.algorithm[3]))
         left, right = self._matrix(a, a_layout), self._matrix(b, b_layout)
         left, right = left.T if does[3] else left, right.T if does[4] else right
         result, before = self._matrix(out, out_layout), self._matrix(c, c_layout)
@@ -120,6 +134,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(cublaslt, "_multiprocessors", lambda _: 132)
     yield stand_in
     cublaslt.planned.cache_clear()
     cublaslt._handle.cache_clear()
@@ -222,6 +237,54 @@ def test_values_that_tell_nothing_leave_it_open(value: str, library: Library, cl
     assert library.used == [0, 0]
     multiply(x, w, out)
     assert library.used[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [
+        ((2304, 65536, 768), 5),  # 48 tiles of 192 × 192, five times, for twice 132 multiprocessors
+        ((768, 196608, 768), 7),  # 18 of 256 × 128
+        ((768, 65536, 768), 7),
+        ((768, 32768, 768), None),  # parts would be short
+        ((3072, 65536, 768), 2),
+        ((4096, 65536, 1024), None),  # 128 whole tiles are enough
+        ((3072, 65536, 1024), None),  # of 192 × 128
+        ((65536, 768, 2304), None),
+        ((50304, 16384, 768), None),
+    ],
+)
+def test_long_sums_are_cut_so_that_the_card_is_busy(shape: tuple[int, int, int], parts: int | None) -> None:
+    assert cublaslt.parts_of(*shape, 132) == parts
+
+
+def test_a_cut_product_is_by_kernels_that_can_be_cut(library: Library, clock: dict[int, float]) -> None:
+    """The second of the stand-in's cannot; the others are cut alike, and of these the fastest with the same bits."""
+    x, w, out = values(192, 24000, turned=True), values(24000, 64), torch.empty(192, 64, dtype=torch.bfloat16)
+    library.cannot_be_cut, clock[3] = {1, 3}, 9.0
+    assert cublaslt.parts_of(192, 24000, 64, 132) is None
+    multiply(x, w, out)
+    assert set(library.cut) == {(0, 0)}
+    cublaslt.planned.cache_clear()
+    library.used.clear()
+    library.cut.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cublaslt, "parts_of", lambda rows, inner, columns, processors: 2)
+        multiply(x, w, out)
+    assert set(library.cut) == {(2, 2)} and library.used == [0, 2, 0]
+    torch.testing.assert_close(out, (x.double() @ w.double()).bfloat16())
+
+
+def test_what_would_take_too_much_memory_is_not_cut(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cublaslt, "parts_of", lambda rows, inner, columns, processors: 49)  # MiB, in the stand-in
+    multiply(values(8, 24), values(24, 16), torch.empty(8, 16, dtype=torch.bfloat16))
+    assert library.cut == [(0, 0)]
+
+
+def test_epilogues_are_not_cut(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cublaslt, "parts_of", lambda rows, inner, columns, processors: 2)
+    out = torch.empty(8, 16, dtype=torch.bfloat16)
+    multiply(values(8, 24), values(24, 16), out, epilogue=cublaslt.BIAS, bias=values(16))
+    assert library.cut == [(0, 0)]
 
 
 def test_a_shape_without_kernels_is_an_error(library: Library) -> None:
