@@ -16,12 +16,13 @@ from engine.config import ModelConfig, TrainConfig
 from engine.plan import Plan
 
 COMPILE_AT_STEP = 2  # the first steps run at once: a learner sees them while the compiler works
-# What compiling takes and gains, as it was on an H100 with replayed steps: in bf16 1.40 ms for a step of `nano` at
-# batch 4 instead of 1.66, for `medium` at batch 64 115.1 instead of 119.9, and in fp8 126 instead of 292. What it gains
-# in fp32, or without replays, was not measured, and is more: those runs are compiled rather late than early.
+# What compiling takes and gains, as it was on an H100 with replayed steps: in bf16 1.38 ms for a step of `nano` at
+# batch 4 instead of 1.48, for `medium` at batch 64 110.3 instead of 110.9, and in fp8, with an earlier version of the
+# kernels, 126 instead of 292. What it gains in fp32, or without replays, was not measured, and is more: those runs are
+# compiled rather late than early.
 COMPILE_S = 2.0  # to compile a layer, at most
-SAVED_S = 40e-6  # of each layer in each pass
-SAVED_SHARES = {"bf16": 0.03, "fp16": 0.03, "fp32": 0.03, "fp8": 1.1}  # and of what its operations would take in bf16
+# Of each layer in each pass, and as a share of what its operations would take in bf16:
+SAVED = {"bf16": (17e-6, 0.002), "fp16": (17e-6, 0.002), "fp32": (40e-6, 0.03), "fp8": (40e-6, 1.1)}
 FLOPS_PER_CORE = 3e12  # what a multiprocessor was seen to do a second in bf16 (132 of them: 400 TFLOP/s)
 STEPS_BEFORE_RECORDING = 4  # libraries set themselves up in their first calls, which cannot be recorded
 
@@ -47,7 +48,8 @@ def compiles(plan: Plan, device: torch.device) -> bool:
     tokens, layers = config.batch_size * config.model.context_length, config.model.layers
     seconds = tokens * flops_per_token(config.model) / (FLOPS_PER_CORE * cores)  # of a pass
     passes = plan.total_steps * config.grad_accum_steps
-    return passes * (layers * SAVED_S + SAVED_SHARES[config.precision] * seconds) > layers * COMPILE_S
+    saved, share = SAVED[config.precision]
+    return passes * (layers * saved + share * seconds) > layers * COMPILE_S
 
 
 def records(config: TrainConfig, device: torch.device) -> bool:

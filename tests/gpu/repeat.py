@@ -27,10 +27,20 @@ os.environ["LAB_CORPORA"] = os.path.join(os.environ["LAB_RUNS"], "corpora")
 import torch
 from torch.nn import functional as F
 
-from engine import TrainConfig, attention_cuda, cublaslt, linear_cuda, norm_triton, perceptron_cuda, resume_run, train
+from engine import (
+    TrainConfig,
+    attention_cuda,
+    cublaslt,
+    embedding_triton,
+    linear_cuda,
+    norm_triton,
+    perceptron_cuda,
+    resume_run,
+    train,
+)
 from engine.attention import manual_attention
 from engine.loss import linear_cross_entropy
-from engine.norm import norm_beside
+from engine.norm import Added, add_and_norm
 from engine.run import Run
 from engine.start import new_run
 from tests.gpu.parts import Part, print_found
@@ -115,7 +125,8 @@ def _loss(rows: int, vocabulary: int, width: int) -> dict[str, Any]:
 
 
 def products_part(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A linear layer by cuBLASLt: see `_found`; and whether all of it is PyTorch's, bit for bit."""
+    """A linear layer by cuBLASLt: see `_found`; and what of it is PyTorch's, bit for bit: all but the gradients of
+    weights whose inner dimension is cut into other parts than the library's first proposal."""
     for dtype in (torch.bfloat16, torch.float16):
         for rows, inner, outer in ((1024, 160, 480), (65536, 768, 2304), (65536, 768, 768), (8192, 1280, 3840)):
             yield {
@@ -137,7 +148,8 @@ def _linear(rows: int, inner: int, outer: int, dtype: torch.dtype) -> dict[str, 
     exact = results(F.linear, [v.detach().double().requires_grad_() for v in leaves])
     found = _found(("y", "d_x", "d_weight", "d_bias"), lambda: results(linear_cuda.linear, leaves), exact)
     pairs = zip(results(linear_cuda.linear, leaves), results(F.linear, leaves), strict=True)
-    return found | {"as_pytorchs": all(torch.equal(a, b) for a, b in pairs)}
+    names = ("y", "d_x", "d_weight", "d_bias")
+    return found | {"as_pytorchs": [name for name, (a, b) in zip(names, pairs, strict=True) if torch.equal(a, b)]}
 
 
 def perceptron_part(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -168,7 +180,7 @@ def _perceptron(rows: int, width: int, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def norm_part(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A norm with the residual stream beside it: see `_found`."""
+    """A norm of the residual stream and what is added to it: see `_found`."""
     for stream, dtype in ((torch.bfloat16, torch.bfloat16), (torch.float32, torch.float16)):
         for rows, width in ((1024, 160), (65536, 768), (1000, 1024), (333, 1280)):
             yield {
@@ -179,18 +191,61 @@ def norm_part(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def _norm(rows: int, width: int, stream: torch.dtype, dtype: torch.dtype) -> dict[str, Any]:
     torch.manual_seed(0)
-    x, d_stream, d_normed = (torch.randn(rows, width, device="cuda") for _ in range(3))
-    leaves = [v.requires_grad_() for v in (x.to(stream), *torch.randn(2, width, device="cuda"))]
+    x, values, d_stream, d_normed = (torch.randn(rows, width, device="cuda") for _ in range(4))
+    weights = torch.randn(3, width, device="cuda")
+    leaves = [v.requires_grad_() for v in (x.to(stream), values.to(dtype), *weights)]
     towards = d_stream.to(stream), d_normed.to(dtype)
 
     def once() -> list[torch.Tensor]:
-        both = norm_beside(*leaves, dtype, norm_triton.KERNELS)
-        return [both[1].detach(), *torch.autograd.grad(both, leaves, towards)]
+        x, values, layer, weight, bias = leaves
+        both = add_and_norm(x, Added(values, layer), weight, bias, dtype, norm_triton.KERNELS)
+        return [*(y.detach() for y in both), *torch.autograd.grad(both, leaves, towards)]
+
+    on = once()[0].double().requires_grad_()  # what is normed is rounded to the stream's dtype first
+    wide = [v.detach().double().requires_grad_() for v in weights[1:]]
+    normed = F.layer_norm(on, (width,), *wide)
+    d_x, *others = torch.autograd.grad((on * 1, normed), (on, *wide), [g.double() for g in towards])
+    total = leaves[0].detach().double() + leaves[1].detach().double()
+    names = ("stream", "normed", "d_x", "d_added", "d_layer", "d_weight", "d_bias")
+    return _found(names, once, [total, normed.detach(), d_x, d_x, d_x.sum(0), *others])
+
+
+def embedding_part(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Embeddings of tokens that come alike often, as in text, and of one alone: see `_found`."""
+    for dtype in (torch.bfloat16, torch.float32):
+        for batch, steps, width, how in (
+            (4, 256, 160, "as in text"),
+            (64, 1024, 768, "alike"),
+            (64, 1024, 768, "as in text"),
+            (8, 1000, 1280, "one"),
+        ):
+            yield {
+                "shape": [batch, steps, width],
+                "tokens": how,
+                "dtype": str(dtype).removeprefix("torch."),
+            } | _embedding(batch, steps, width, how, dtype)
+
+
+def _embedding(batch: int, steps: int, width: int, how: str, dtype: torch.dtype) -> dict[str, Any]:
+    torch.manual_seed(0)
+    vocabulary, shape = 50257, (batch, steps)
+    tokens = torch.randint(0, vocabulary, shape, device="cuda")
+    if how == "as in text":
+        tokens = (vocabulary ** torch.rand(shape, device="cuda")).long() - 1  # the n-th most frequent as often as 1/n
+    elif how == "one":
+        tokens.fill_(11)
+    leaves = [torch.randn(size, width, device="cuda").requires_grad_() for size in (vocabulary, steps + 24)]
+    g = torch.randn(*shape, width, device="cuda").to(dtype)
+
+    def once() -> list[torch.Tensor]:
+        y = embedding_triton.embed(tokens, leaves[0], leaves[1], dtype)
+        return [y.detach(), *torch.autograd.grad(y, leaves, g)]
 
     wide = [v.detach().double().requires_grad_() for v in leaves]
-    normed = F.layer_norm(wide[0], (width,), *wide[1:])
-    exact = torch.autograd.grad((wide[0] * 1, normed), wide, [g.double() for g in towards])
-    return _found(("normed", "d_x", "d_weight", "d_bias"), once, [normed.detach(), *exact])
+    exact = F.embedding(tokens, wide[0]) + wide[1][:steps]
+    return _found(
+        ("y", "d_tokens", "d_positions"), once, [exact.detach(), *torch.autograd.grad(exact, wide, g.double())]
+    )
 
 
 def runs_part(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -234,6 +289,7 @@ PARTS: dict[str, Part] = {
     "products": products_part,
     "perceptron": perceptron_part,
     "norm": norm_part,
+    "embedding": embedding_part,
     "loss": loss_part,
     "runs": runs_part,
 }
