@@ -256,7 +256,7 @@ class GPT(nn.Module):
             else:
                 x, added = block.unfinished(x, added)
         _, normed = self.norm.after(x, added, goes_on=False)
-        return normed if self.norm.by_kernels() else normed.to(x.dtype)  # PyTorch's is fp32 under autocast
+        return normed.to(x.dtype)  # norms give fp32 under autocast; the output layer reads bf16
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits for the token after each position: ids (B, T) -> (B, T, V)."""

@@ -215,13 +215,14 @@ class Step:
     def loss(self) -> Moment:
         """The output layer with its loss, of which the backward pass is a part: see `engine.loss_cuda`.
 
-        A block of logits and the padded copy of the weights, a·(rows·V + V·D), the gradient of the weights, 4·V·D, and
-        under autocast the input, a·S, as the last norm made it. Of the input's gradient, a·S, `ends_saved` speaks.
+        A block of logits and the padded copy of the weights, a·(rows·V + V·D), the gradient of the weights, 4·V·D, the
+        input, r·S, and its copy, a·S, where autocast has to make one. Of the input's gradient, a·S, `ends_saved`
+        speaks.
         """
         casts = self._casts_of(self.config.model.layers)
         padded = -(-self.config.model.vocabulary_size // LOSS_PADDING) * LOSS_PADDING
         blocks = max(1, math.ceil(self.n * padded * self.a / LOSS_BLOCK_BYTES))
-        copies = self.a * self.s if self.mixed else 0
+        copies = (self.r + self.a * (self.r > self.a)) * self.s if self.mixed else 0
         gradients = self.held_gradients + 4 * padded * self.config.model.width
         work = self.a * padded * (math.ceil(self.n / blocks) + self.config.model.width)
         return Moment(casts, gradients, self.saved + self.ends_saved + copies, work)

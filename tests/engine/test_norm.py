@@ -140,6 +140,22 @@ def test_a_compiler_is_left_pytorchs_operations_and_the_first_norm(monkeypatch: 
     torch.testing.assert_close(gradients(ours), gradients(plain), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("compiling", [False, True])
+def test_the_last_norm_is_in_the_streams_dtype(
+    compiling: bool, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = F.layer_norm
+    monkeypatch.setattr(F, "layer_norm", lambda *given: plain(*given).float())  # as under autocast on a GPU
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: True)
+    monkeypatch.setattr("engine.model.is_compiling", lambda: compiling)
+    model = biased(GPT(TINY, gradient_checkpointing=checkpointing))
+    model.use_kernels(Kernels(norm=NormKernels(PLAIN.forward, PLAIN.backward)))
+    with torch.autocast("cpu", torch.bfloat16):
+        monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
+        assert model.hidden(torch.zeros(2, 16, dtype=torch.int64)).dtype == torch.bfloat16
+
+
 DTYPES = [
     (torch.float32, torch.float32, 1e-6),
     (torch.bfloat16, torch.bfloat16, 4e-3),
