@@ -22,6 +22,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from engine.attention import fused_attention
+from engine.cublaslt import HOPPER
 from engine.loss_triton import LOG2_E
 from engine.trial import Pairs
 
@@ -277,7 +278,7 @@ def gradient(
 def _can_copy(time: int, size: int, device: torch.device) -> bool:
     """Whether the card's unit for copying blocks (Hopper's TMA) can read and write for the keys' kernel, which then
     needs fewer registers. It knows no end of a sequence but that of all."""
-    return time % ALIGNED == 0 and size == 64 and torch.cuda.get_device_capability(device) == (9, 0)
+    return time % ALIGNED == 0 and size == 64 and torch.cuda.get_device_capability(device) == HOPPER
 
 
 def _launch(tiles: Tiles) -> dict[str, int]:

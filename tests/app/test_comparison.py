@@ -394,7 +394,7 @@ def test_many_rows_are_redrawn_quickly_and_nothing_piles_up(folders: Path, monke
         took.append(time.process_time() - began)
         held.append(psutil.Process().memory_info().rss / 2**20)
         assert 0 < kept.bytes <= kept.most_bytes
-    assert sorted(took)[len(took) // 2] < 0.5
+    assert sorted(took)[len(took) // 2] < 1  # 0.2 to 0.5 s of processor time; machines differ by a factor of two
     assert held[-1] - held[5] < 50
     assert read.count("step") == 3 and read.count("tokens") == 3  # evenly spaced: they stay
     assert "learning_rate" not in read
