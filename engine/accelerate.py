@@ -1,9 +1,9 @@
 """What makes a GPU's steps fast: compiled blocks, and a step replayed as a CUDA graph.
 
 A small model's step is hundreds of kernels of a few microseconds, which the host cannot launch as fast as the GPU runs
-them; recorded once as a graph, they are launched by one call. A large model gains by compilation, which fuses what
-lies between matrix products. Which of a run's steps are compiled follows from its settings, its length and the card,
-never from the clock, so that a resumed run computes exactly as an uninterrupted one; replaying changes no number.
+them; recorded once as a graph, they are launched by one call. Compilation fuses what lies between matrix products and
+has no kernel of ours. Which of a run's steps are compiled follows from its settings, its length and the card, never
+from the clock, so that a resumed run computes exactly as an uninterrupted one; replaying changes no number.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from collections.abc import Callable
 import torch
 
 from engine.config import ModelConfig, TrainConfig
+from engine.cublaslt import HOPPER
 from engine.plan import Plan
 
 COMPILE_AT_STEP = 2  # the first steps run at once: a learner sees them while the compiler works
 # What compiling takes and gains, as it was on an H100 with replayed steps: in bf16 1.38 ms for a step of `nano` at
-# batch 4 instead of 1.48, for `medium` at batch 64 110.3 instead of 110.9, and in fp8, with an earlier version of the
-# kernels, 126 instead of 292. What it gains in fp32, or without replays, was not measured, and is more: those runs are
-# compiled rather late than early.
+# batch 4 instead of 1.48, for `medium` at batch 64 110.3 instead of 110.9. Where fewer of our kernels are at work
+# (fp32, fp16, other cards, `manual` attention, dropout) it gains more: 0.26 and 4.8 ms before norms and embeddings had
+# theirs, and in fp8 then 126 ms instead of 292.
 COMPILE_S = 2.0  # to compile a layer, at most
 # Of each layer in each pass, and as a share of what its operations would take in bf16:
-SAVED = {"bf16": (17e-6, 0.002), "fp16": (17e-6, 0.002), "fp32": (40e-6, 0.03), "fp8": (40e-6, 1.1)}
+SAVED_WITH_ALL_KERNELS, SAVED, SAVED_IN_FP8 = (17e-6, 0.002), (40e-6, 0.03), (40e-6, 1.1)
 FLOPS_PER_CORE = 3e12  # what a multiprocessor was seen to do a second in bf16 (132 of them: 400 TFLOP/s)
 STEPS_BEFORE_RECORDING = 4  # libraries set themselves up in their first calls, which cannot be recorded
 
@@ -44,11 +45,13 @@ def compiles(plan: Plan, device: torch.device) -> bool:
         return False
     if config.compile == "on":
         return True
-    cores = torch.cuda.get_device_properties(device).multi_processor_count
+    card = torch.cuda.get_device_properties(device)
     tokens, layers = config.batch_size * config.model.context_length, config.model.layers
-    seconds = tokens * flops_per_token(config.model) / (FLOPS_PER_CORE * cores)  # of a pass
+    seconds = tokens * flops_per_token(config.model) / (FLOPS_PER_CORE * card.multi_processor_count)  # of a pass
     passes = plan.total_steps * config.grad_accum_steps
-    saved, share = SAVED[config.precision]
+    saved, share = SAVED_IN_FP8 if config.precision == "fp8" else SAVED
+    if config.precision == "bf16" and config.attention_impl == "sdpa" and not config.dropout:
+        saved, share = SAVED_WITH_ALL_KERNELS if (card.major, card.minor) == HOPPER else SAVED
     return passes * (layers * saved + share * seconds) > layers * COMPILE_S
 
 

@@ -251,7 +251,7 @@ def gradient(
     qkv: Tensor, out: Tensor, log_sums: Tensor, d_out: Tensor, heads: int, copied: bool | None = None
 ) -> tuple[Tensor, Tensor]:
     """From the gradient of `causal_attention`'s result, (B, T, D), that of `qkv`, (B, T, 3·D), and its sum over all
-    positions, (3·D,), in fp32. `copied`: whether the keys' kernel has its blocks copied; by itself, where that pays."""
+    positions, (3·D,), in fp32. `copied`: whether their blocks are copied; by themselves where that pays."""
     batch, time, width = out.shape
     size = width // heads
     qkv, out, d_out = qkv.contiguous(), out.contiguous(), d_out.contiguous()
@@ -276,8 +276,8 @@ def gradient(
 
 
 def _can_copy(time: int, size: int, device: torch.device) -> bool:
-    """Whether the card's unit for copying blocks (Hopper's TMA) can read and write for the keys' kernel, which then
-    needs fewer registers. It knows no end of a sequence but that of all."""
+    """Whether the card's unit for copying blocks (Hopper's TMA) can read and write for the kernels, which then
+    need fewer registers. It knows no end of a sequence but that of all."""
     return time % ALIGNED == 0 and size == 64 and torch.cuda.get_device_capability(device) == HOPPER
 
 

@@ -149,7 +149,7 @@ def parts_of(rows: int, inner: int, columns: int, processors: int) -> int | None
 
     The fewest for which the tiles of some size, that many times, keep all multiprocessors busy. A weight's gradient has
     few tiles: 768 × 768 weights are 18 of 256 × 128, and in seven parts they are for 126 of an H100's 132. Where whole
-    tiles are enough, or parts would be short, the library chooses as well.
+    tiles are enough, or parts would be short, the library chooses.
     """
 
     def fills(parts: int, tile: tuple[int, int]) -> bool:
@@ -197,8 +197,8 @@ class Product:
         _call("cublasLtMatmulDescSetAttribute", self.operation, attribute, ctypes.byref(value), size)
 
     def _proposals(self) -> list[Heuristic]:
-        """The kernel that the library deems the best, and those that add up as it does; the same in each process on a
-        card."""
+        """For a weight's gradient the library's kernels, cut by `parts_of`; else the one that it deems the best, and those
+        that add up as it does. The same in each process on a card."""
         preference = ctypes.c_void_p()
         _call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
         wishes = {MAX_SCRATCH: ctypes.c_uint64(SCRATCH_BYTES), REDUCTIONS: ctypes.c_uint32(REPEATABLE)}
@@ -218,8 +218,9 @@ class Product:
     def _cut(self, kernel: Heuristic) -> Heuristic | None:
         """It, with the inner dimension cut by `parts_of`; None where that is left to the library, or cannot be."""
         shape = self.shape
+        of_a_weight = shape.turned[0] and shape.epilogue == PLAIN  # its gradient: the first factor is d_y.T
         parts = parts_of(shape.rows, shape.inner, shape.columns, _multiprocessors(shape.device))
-        if parts is None or shape.epilogue != PLAIN:
+        if parts is None or not of_a_weight:
             return None
         cut, checked = Heuristic.from_buffer_copy(kernel), Heuristic()
         try:
@@ -229,6 +230,8 @@ class Product:
                 _call("cublasLtMatmulAlgoConfigSetAttribute", ctypes.byref(cut), *into)
             both = (ctypes.byref(cut), ctypes.byref(checked))
             _call("cublasLtMatmulAlgoCheck", self.handle, self.operation, *self.layouts, *both)
+        except torch.OutOfMemoryError:  # says nothing of the kernel, and must not decide how it adds up
+            raise
         except RuntimeError:  # not every kernel can be cut
             return None
         cut.scratch = checked.scratch

@@ -1,7 +1,8 @@
 """A linear layer on a GPU whose products cuBLASLt does by the fastest of its kernels; see `engine.cublaslt`.
 
 Small products, which the host cannot launch as fast as the GPU does them, stay with PyTorch: shapes alone decide. On an
-H100 both gave the same bits at all shapes that were tried (tests/gpu/repeat.py).
+H100 both gave the same bits at all shapes that were tried, but for weights' gradients that are cut into other parts
+(tests/gpu/repeat.py).
 
 Shapes: N rows, I values in, O values out.
 """

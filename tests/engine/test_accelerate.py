@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -33,9 +34,31 @@ def test_flops_follow_from_the_shapes_of_the_matrices(preset: str) -> None:
     assert flops_per_token(small) == 6 * matrices + attention
 
 
+@pytest.mark.parametrize(
+    ("changes", "card"),
+    [
+        ({"precision": "fp16"}, (9, 0)),
+        ({"precision": "fp32"}, (9, 0)),
+        ({"attention_impl": "manual"}, (9, 0)),
+        ({"dropout": 0.1}, (9, 0)),
+        ({}, (8, 0)),
+    ],
+)
+def test_what_has_fewer_kernels_of_ours_is_compiled_sooner(
+    changes: dict[str, Any], card: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    properties = SimpleNamespace(multi_processor_count=132, major=card[0], minor=card[1])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    settings: dict[str, Any] = {"config": "medium", "precision": "bf16", "batch_size": 64, "epochs": 10**6}
+    config = TrainConfig(**(settings | {"max_steps": 10_000} | changes))
+    assert compiles(make_plan(config, 10**6, 0), GPU)
+    properties.major, properties.minor = 9, 0
+    assert not compiles(make_plan(TrainConfig(**settings, max_steps=10_000), 10**6, 0), GPU)
+
+
 @pytest.fixture
 def h100(monkeypatch: pytest.MonkeyPatch) -> None:
-    properties = SimpleNamespace(multi_processor_count=132)
+    properties = SimpleNamespace(multi_processor_count=132, major=9, minor=0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
 
 

@@ -59,3 +59,4 @@ def test_a_kernel_that_an_older_checkpoint_does_not_name_was_pytorchs() -> None:
     before = {"PyTorch": "2.11", "attention": "Triton"}
     assert rounds_otherwise(before, before | {"products": "PyTorch"}) == ""
     assert "products cuBLASLt instead of PyTorch." in rounds_otherwise(before, before | {"products": "cuBLASLt"})
+    assert "the lab's kernels, version 2 instead of 1." in rounds_otherwise(before, before | {OWN_VERSION: "2"})

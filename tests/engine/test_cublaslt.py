@@ -276,14 +276,21 @@ def test_a_cut_product_is_by_kernels_that_can_be_cut(library: Library, clock: di
 
 def test_what_would_take_too_much_memory_is_not_cut(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cublaslt, "parts_of", lambda rows, inner, columns, processors: 49)  # MiB, in the stand-in
-    multiply(values(8, 24), values(24, 16), torch.empty(8, 16, dtype=torch.bfloat16))
+    multiply(values(8, 24, turned=True), values(24, 16), torch.empty(8, 16, dtype=torch.bfloat16))
     assert library.cut == [(0, 0)]
+
+
+def test_only_gradients_of_weights_are_cut(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cublaslt, "parts_of", lambda rows, inner, columns, processors: 2)
+    for turned in (False, True):
+        multiply(values(8, 24, turned=turned), values(24, 16), torch.empty(8, 16, dtype=torch.bfloat16))
+    assert library.cut == [(0, 0), (2, 2)]
 
 
 def test_epilogues_are_not_cut(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cublaslt, "parts_of", lambda rows, inner, columns, processors: 2)
     out = torch.empty(8, 16, dtype=torch.bfloat16)
-    multiply(values(8, 24), values(24, 16), out, epilogue=cublaslt.BIAS, bias=values(16))
+    multiply(values(8, 24, turned=True), values(24, 16), out, epilogue=cublaslt.BIAS, bias=values(16))
     assert library.cut == [(0, 0)]
 
 
