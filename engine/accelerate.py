@@ -49,9 +49,10 @@ def compiles(plan: Plan, device: torch.device) -> bool:
     tokens, layers = config.batch_size * config.model.context_length, config.model.layers
     seconds = tokens * flops_per_token(config.model) / (FLOPS_PER_CORE * card.multi_processor_count)  # of a pass
     passes = plan.total_steps * config.grad_accum_steps
+    has_all_kernels = config.precision == "bf16" and config.attention_impl == "sdpa" and config.dropout == 0
     saved, share = SAVED_IN_FP8 if config.precision == "fp8" else SAVED
-    if config.precision == "bf16" and config.attention_impl == "sdpa" and not config.dropout:
-        saved, share = SAVED_WITH_ALL_KERNELS if (card.major, card.minor) == HOPPER else SAVED
+    if has_all_kernels and (card.major, card.minor) == HOPPER:
+        saved, share = SAVED_WITH_ALL_KERNELS
     return passes * (layers * saved + share * seconds) > layers * COMPILE_S
 
 

@@ -197,8 +197,8 @@ class Product:
         _call("cublasLtMatmulDescSetAttribute", self.operation, attribute, ctypes.byref(value), size)
 
     def _proposals(self) -> list[Heuristic]:
-        """For a weight's gradient the library's kernels, cut by `parts_of`; else the one that it deems the best, and those
-        that add up as it does. The same in each process on a card."""
+        """The kernels to choose from, the same in each process on a card: of a weight's gradient all of the library's
+        that can be cut by `parts_of`; else the one that it deems the best, and those that add up as it does."""
         preference = ctypes.c_void_p()
         _call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
         wishes = {MAX_SCRATCH: ctypes.c_uint64(SCRATCH_BYTES), REDUCTIONS: ctypes.c_uint32(REPEATABLE)}
