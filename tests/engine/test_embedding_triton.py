@@ -99,6 +99,9 @@ def test_a_model_trains_with_it_but_for_dropout(dropout: float, monkeypatch: pyt
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(hidden(ours), hidden(plain)) and hidden(ours).dtype == torch.bfloat16
     assert seen == wanted + ([] if dropout else [torch.bfloat16] * 2)
+    with torch.autocast("cpu", torch.float16):
+        ours.hidden(tokens)
+    assert seen[-1:] == ([] if dropout else [torch.float32])  # fp16's range is too small for the stream
     before: Any = [*seen]
     ours.eval()
     hidden(ours)
