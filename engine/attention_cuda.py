@@ -41,7 +41,6 @@ class Tiles:
 OWN = 64  # positions of a program
 QUERIES, KEYS = Tiles(64, 4, 3), Tiles(64, 4, 2)
 WIDE_QUERIES, WIDE_KEYS = Tiles(32, 4, 2), Tiles(32, 4, 2)
-COPIED_QUERIES = Tiles(64, 4, 3)
 COPIED_KEYS = Tiles(64, 4, 2, 168)  # of which three programs fit on a multiprocessor, instead of two: 12 % less time
 WORTH_DESCRIBING = 2**24  # values from which on that gains more than the 40 µs that it takes the host
 ALIGNED = 128  # contexts that are a multiple of it need no masks at their end
@@ -103,7 +102,7 @@ def _queries_gradient(  # type: ignore[no-untyped-def]
         keys = qkv
         q, do, o = qkv.load([top + first, lane]), d_out.load([top + first, lane]), out.load([top + first, lane])
     else:
-        here = sequence * time * stride + head * SIZE  # of this head; from there on 32 bits are enough
+        here = sequence * time * stride + head * SIZE  # of this head
         keys = qkv + here + width + offsets[:, None] * stride + lanes[None, :]
         at_q = here + rows[:, None] * stride + lanes[None, :]
         at_out = sequence * time * width + head * SIZE + rows[:, None] * width + lanes[None, :]
@@ -265,7 +264,7 @@ def gradient(
         copied = qkv.numel() >= WORTH_DESCRIBING and _can_copy(time, size, qkv.device)
     matrices: tuple[Any, ...] = qkv, out, d_out, d_qkv
     if copied:
-        for_queries, for_keys = COPIED_QUERIES, COPIED_KEYS
+        for_keys = COPIED_KEYS
         matrices = tuple(TensorDescriptor.from_tensor(x.flatten(0, 1), [OWN, size]) for x in matrices)
     x, y, d_y, d_x = matrices
     grid = (blocks * batch * heads,)

@@ -212,16 +212,16 @@ class Product:
         able = [kernel for kernel in found[: count.value] if kernel.state == 0]
         if not able:
             raise RuntimeError("cuBLASLt has no such product")
-        cut = [kernel for one in able if (kernel := self._cut(one)) is not None]
-        return cut or [kernel for kernel in able if _order(kernel) == _order(able[0])]
-
-    def _cut(self, kernel: Heuristic) -> Heuristic | None:
-        """It, with the inner dimension cut by `parts_of`; None where that is left to the library, or cannot be."""
         shape = self.shape
         of_a_weight = shape.turned[0] and shape.epilogue == PLAIN  # its gradient: the first factor is d_y.T
-        parts = parts_of(shape.rows, shape.inner, shape.columns, _multiprocessors(shape.device))
-        if parts is None or not of_a_weight:
-            return None
+        parts = (
+            parts_of(shape.rows, shape.inner, shape.columns, _multiprocessors(shape.device)) if of_a_weight else None
+        )
+        cut = [kernel for one in able if parts and (kernel := self._cut(one, parts)) is not None]
+        return cut or [kernel for kernel in able if _order(kernel) == _order(able[0])]
+
+    def _cut(self, kernel: Heuristic, parts: int) -> Heuristic | None:
+        """It, with the inner dimension cut into so many parts; None where it cannot be."""
         cut, checked = Heuristic.from_buffer_copy(kernel), Heuristic()
         try:
             for attribute, value in ((PARTS, parts), (REDUCTION, REDUCE_IN_FP32)):

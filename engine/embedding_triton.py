@@ -45,7 +45,7 @@ def _token_gradients(  # type: ignore[no-untyped-def]
     """The sums over rows at places of the same token, for `PLACES` of the sorted places.
 
     Those of tokens that are all here go to `d_rows`. The first, if its token began in the program before, goes to row
-    2·program of `aside`; else the last, if its token goes on in the next, to row 2·program + 1.
+    2·program of `aside`; another last one, if its token goes on in the next, to row 2·program + 1.
     """
     lanes = tl.arange(0, LANES)
     inside = lanes < width
