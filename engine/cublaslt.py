@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.moments import LARGE_PRODUCT
+
 # From cublasLt.h and library_types.h; these numbers are part of the library's ABI.
 TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS_POINTER, AUX_POINTER, AUX_STRIDE = 3, 4, 7, 8, 11, 12
 PLAIN, BIAS, GELU_AUX_BIAS, DGELU = 1, 4, 164, 192
@@ -46,7 +48,6 @@ TILES = ((256, 128), (128, 256), (192, 192))  # of a result, that the fastest ke
 SMALLER_TILES = ((192, 128), (128, 192))  # of those that are nearly as fast
 FULL = 0.9  # of the multiprocessors at work, on average over the rounds in which tiles are made
 LEAST_PART, MOST_PARTS = 9216, 8  # of the inner dimension, and how many: their sums are written and read once more
-LARGE = 1e10  # operations of a product from which on its kernel is chosen by time: 15 µs of an H100
 ROUNDS, ROUND_MS = 3, 0.5  # of measuring: the median counts
 GAIN = 0.99  # of the first one's time, under which another is taken instead
 SAMPLE_BYTES = 2**24  # of a result that is compared
@@ -141,7 +142,7 @@ class Shape:
 
 def is_large(rows: int, inner: int, columns: int) -> bool:
     """Whether the kernel of a product of this size is chosen by time."""
-    return 2.0 * rows * inner * columns >= LARGE
+    return 2.0 * rows * inner * columns >= LARGE_PRODUCT
 
 
 def parts_of(rows: int, inner: int, columns: int, processors: int) -> int | None:

@@ -17,14 +17,19 @@ from engine.config import TrainConfig
 
 # How the loss is cut up, said here for it and for the estimate, as this module costs nothing to import.
 LOSS_BLOCK_BYTES = 13 * 2**27  # of logits on a GPU: 16,384 rows of bf16, enough to fill the largest
+LARGE_PRODUCT = 1e10  # operations of a product from which on `engine.cublaslt` chooses its kernel: 15 µs of an H100
+PRODUCT_SCRATCH = 40 * 2**20  # that such kernels take, as measured
 LOSS_PADDING = 64  # on a GPU the vocabulary is padded to a multiple of it
 CPU_LOSS_ROWS = 512  # of a block on a CPU: 100 MB of logits for GPT-2's vocabulary
 
 
 def cpu_loss_rows(rows: int) -> int:
-    """Of a block on a CPU, where there are so many rows: blocks have one size, at most CPU_LOSS_ROWS."""
+    """Of a block on a CPU, where there are so many rows: at most CPU_LOSS_ROWS, and the last block has the rest.
+
+    It is a multiple of 16, as products take longer where rows don't begin at a multiple of 64 bytes.
+    """
     blocks = max(1, math.ceil(rows / CPU_LOSS_ROWS))
-    return max(1, math.ceil(rows / blocks))
+    return min(rows, 16 * math.ceil(rows / blocks / 16))
 
 
 @dataclass(frozen=True)
@@ -216,8 +221,8 @@ class Step:
         """The output layer with its loss, of which the backward pass is a part: see `engine.loss_cuda`.
 
         A block of logits and the padded copy of the weights, a·(rows·V + V·D), the gradient of the weights, 4·V·D, the
-        input, r·S, and its copy, a·S, where autocast has to make one. Of the input's gradient, a·S, `ends_saved`
-        speaks.
+        input, r·S, and its copy, a·S, where autocast has to make one, and the scratch of large products in half
+        precision. Of the input's gradient, a·S, `ends_saved` speaks.
         """
         casts = self._casts_of(self.config.model.layers)
         padded = -(-self.config.model.vocabulary_size // LOSS_PADDING) * LOSS_PADDING
@@ -225,13 +230,14 @@ class Step:
         copies = (self.r + self.a * (self.r > self.a)) * self.s if self.mixed else 0
         gradients = self.held_gradients + 4 * padded * self.config.model.width
         work = self.a * padded * (math.ceil(self.n / blocks) + self.config.model.width)
+        work += self._scratch_of(self.vocabulary)
         return Moment(casts, gradients, self.saved + self.ends_saved + copies, work)
 
     def block_backward(self, layer: int) -> Moment:
         """Inside the backward pass of a block.
 
         There are the gradients of all layers above, what is saved of this one and those below (recomputed, with
-        checkpointing), the residual stream's gradient, 4·S, and what its perceptron or its attention works on.
+        checkpointing), the residual stream's gradient, 4·S, what its perceptron or its attention works on, and scratch.
         """
         c = self.config
         below = self.saved * (layer + (not c.gradient_checkpointing)) // c.model.layers
@@ -241,7 +247,8 @@ class Step:
         if self.held_gradients and c.tie_embeddings:
             grads += 4 * self.vocabulary
         casts = self._casts_of(layer) + self.block_casts
-        return Moment(casts, grads, below + 4 * self.s + max(self._mlp_backward(), self._attention_backward()))
+        work = max(self._mlp_backward(), self._attention_backward()) + self._scratch_of(4 * c.model.width**2)
+        return Moment(casts, grads, below + 4 * self.s + work)
 
     def _mlp_backward(self) -> int:
         """Gradients around the GELU, 2·4·a·S, less its result, 4·e·S, which is done with; under autocast the incoming
@@ -264,6 +271,10 @@ class Step:
         """
         waiting = 4 * self.vocabulary * (2 * self.config.tie_embeddings + (self.held_gradients > 0))
         return Moment(0, 4 * self.config.model.parameters + waiting, 4 * self.s + 24 * self.n)
+
+    def _scratch_of(self, weights: int) -> int:
+        """Of the products with so many weights, where they are large and in half precision: see `engine.cublaslt`."""
+        return PRODUCT_SCRATCH if self.mixed and 2.0 * self.n * weights >= LARGE_PRODUCT else 0
 
     def _casts_of(self, layers: int) -> int:
         """Copies of so many blocks' matrices that wait for the backward pass; with checkpointing they are made anew."""

@@ -182,7 +182,7 @@ def test_what_lies_otherwise_is_copied(library: Library) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
     """The milliseconds that kernels take."""
     took = {0: 1.0, 1: 0.5, 2: 0.1}
-    monkeypatch.setattr(cublaslt, "LARGE", 1)
+    monkeypatch.setattr(cublaslt, "LARGE_PRODUCT", 1)
     monkeypatch.setattr(cublaslt, "_milliseconds", lambda launch, kernel, repeats: took[kernel.algorithm[0]])
     return took
 

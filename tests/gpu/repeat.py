@@ -54,6 +54,7 @@ RUNS: list[dict[str, Any]] = [
     {"config": "medium", "precision": "bf16", "compile": "off", "batch_size": 4},
     {"config": "medium", "precision": "bf16", "compile": "off", "batch_size": 32},
     {"config": "medium", "precision": "bf16", "compile": "on", "batch_size": 32},
+    {"config": "medium", "precision": "bf16", "compile": "off", "batch_size": 64},
     {"config": "medium", "precision": "bf16", "compile": "off", "batch_size": 8, "dropout": 0.1},
     {"config": "medium", "precision": "bf16", "compile": "on", "batch_size": 8, "dropout": 0.1},
     {"config": "medium", "precision": "bf16", "compile": "off", "batch_size": 8, "gradient_checkpointing": True},
@@ -251,7 +252,7 @@ def _embedding(batch: int, steps: int, width: int, how: str, dtype: torch.dtype)
 def runs_part(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Each kind of run, unbroken and resumed."""
     make_corpus(Path(os.environ["LAB_CORPORA"]))
-    for settings in RUNS[:: options.every]:
+    for settings in RUNS[options.first :: options.every]:
         began = time.time()
         yield settings | _resumed(settings) | {"wall_s": round(time.time() - began, 1)}
 
@@ -299,6 +300,7 @@ def main() -> None:
     """Try everything, and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS])
+    parser.add_argument("--first", type=int, default=0, help="of the runs, the one to begin with")
     parser.add_argument("--every", type=int, default=1, help="of so many runs, one")
     options = parser.parse_args()
     print_found(PARTS, options)
