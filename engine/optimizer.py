@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -67,11 +68,28 @@ class EightBitOptimizer(torch.optim.Optimizer):
             part.step()
 
 
+class AdamW(torch.optim.AdamW):
+    """PyTorch's own, bit for bit, but that it does not load PyTorch's compiler, which takes up to two seconds.
+
+    PyTorch wraps an optimizer's methods so that they are told apart inside of a compiled function. Ours never are.
+    """
+
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Apply the gradients; `closure` is not supported."""
+        unwrap(torch.optim.AdamW.step)(self)
+
+
 def _adamw(weights: list[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
     on_gpu = weights[0].is_cuda
     rate = torch.tensor(learning_rate, device=weights[0].device) if on_gpu else learning_rate
     groups = _groups(weights, weight_decay)
-    return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True, capturable=on_gpu)  # a graph reads it there
+    return AdamW(groups, lr=rate, betas=BETAS, fused=True, capturable=on_gpu)  # a graph reads it there
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,16 @@ from torch import Tensor
 
 from engine.config import SETTINGS, ModelConfig
 from engine.model import GPT
-from engine.optimizer import EightBitOptimizer, apply_update, build_optimizer, fallback_note, pack_state, unpack_state
+from engine.optimizer import (
+    BETAS,
+    EightBitOptimizer,
+    apply_update,
+    build_optimizer,
+    fallback_note,
+    pack_state,
+    unpack_state,
+)
+from engine.paths import PROJECT
 
 NAMES = SETTINGS["optimizer"].metadata["choices"]
 CONFIG = ModelConfig(layers=2, heads=2, width=32, context_length=16, vocabulary_size=256)
@@ -34,6 +45,31 @@ def step(model: GPT, optimizer: torch.optim.Optimizer, seed: int) -> float:
     apply_update(optimizer)
     optimizer.zero_grad()
     return loss.item()
+
+
+def test_adamw_is_pytorchs_bit_for_bit() -> None:
+    (ours, optimizer), (theirs, _) = build("adamw"), build("adamw")
+    matrices = [w for w in theirs.parameters() if w.dim() >= 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": [w for w in theirs.parameters() if w.dim() < 2]}]
+    plain = torch.optim.AdamW(groups, lr=0.01, betas=BETAS, weight_decay=0.0, fused=True)
+    for seed in range(5):
+        assert step(ours, optimizer, seed) == step(theirs, plain, seed)
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    for a, b in zip(optimizer.state_dict()["state"].values(), plain.state_dict()["state"].values(), strict=True):
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_adamw_does_not_load_the_compiler() -> None:
+    """It would take up to two seconds of the first step."""
+    code = (
+        "import sys, torch; from engine.optimizer import build_optimizer; model = torch.nn.Linear(4, 4)\n"
+        "optimizer = build_optimizer(model, 'adamw', learning_rate=0.1, weight_decay=0.1)\n"
+        "model(torch.ones(4)).sum().backward(); optimizer.step(); optimizer.zero_grad()\n"
+        "optimizer.load_state_dict(optimizer.state_dict()); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["False"], done.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)
