@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine import loss as loss_module
 from engine.config import ModelConfig
 from engine.loss import ROWS, linear_cross_entropy, plain_rows
 from engine.loss_cuda import plain_multiply, plain_scale
@@ -58,6 +59,29 @@ def test_the_blocks_memory_is_shared_by_different_vocabularies() -> None:
         check(*case(20, words=words))
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("words", [1, 63, 64, 192, 193, 1000])
+def test_a_vocabulary_in_pieces_with_and_without_a_rest(
+    words: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_module, "PIECE", 64 * 50)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        check(*case(50, words=words))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("around", [-300.0, -60.0, 60.0, 300.0])
+def test_logits_that_are_all_far_from_zero(around: float) -> None:
+    """exp of them is beyond fp32; the loss only sees their differences."""
+    hidden, weight, targets = case(50)
+    with torch.no_grad():
+        hidden[::2, 0], weight[:, 0] = around, 1.0
+    check(hidden, weight, targets)
+
+
 @pytest.mark.parametrize("scale", [1e-6, 30.0, 1e3, 1e5])
 def test_extreme_logits(scale: float) -> None:
     hidden, weight, targets = case(50, scale=scale)
@@ -87,14 +111,14 @@ def test_what_is_not_finite_stays_visible() -> None:
 
 
 def test_no_gradient_work_when_none_is_wanted() -> None:
-    """The gradient of the weights is one product a block: without it, no tensor of their shape is made."""
+    """Of the three products of a block only the logits are made."""
     hidden, weight, targets = case(2 * ROWS)
     with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         loss = linear_cross_entropy(hidden, weight, targets)
     assert not loss.requires_grad
     counts = {event.key: event.count for event in profile.key_averages()}
-    assert counts["aten::mm"] == 2  # the logits of two blocks
-    assert "aten::addmm_" not in counts
+    assert counts["aten::bmm"] == 2  # the logits of two blocks
+    assert not {"aten::mm", "aten::addmm", "aten::baddbmm_"} & {*counts}
     torch.testing.assert_close(loss.double(), plain(hidden, weight, targets)[0], rtol=1e-5, atol=1e-5)
 
 
