@@ -31,6 +31,11 @@ class CpuStep(Step):
         """Whether the attention matrix is held whole."""
         return self.config.attention_impl == "manual" or self.config.dropout > 0
 
+    @property
+    def maps_attention(self) -> bool:
+        """Whether attention matrices are held whole, and large enough to have pages of their own."""
+        return self.writes_attention_out and self.a * self.scores >= MAPPED
+
     @cached_property
     def attention_saved(self) -> int:
         """The softmax's result, a·A, and with dropout its mask and what it made of it, another 2·a·A; and T²."""
@@ -102,7 +107,7 @@ class CpuStep(Step):
     def in_heap(self, moment: Moment) -> float:
         """The part of a moment that lies in the C library's heap, where freed tensors leave gaps."""
         mapped = self.vocabulary_gradients
-        if self.writes_attention_out and self.a * self.scores >= MAPPED:
+        if self.maps_attention:
             layers = 1 if self.config.gradient_checkpointing else self.config.model.layers
             mapped += (layers - 1) * self.attention_saved + self.attention_at_work
         return max(0.0, moment.total - mapped)

@@ -12,6 +12,7 @@ from engine.config import TrainConfig, label
 from engine.environment import give_back_memory, memory_bounded
 from engine.errors import RunBusyError, is_out_of_memory
 from engine.files import object_in
+from engine.heap import freed_memory_kept
 from engine.plan import Plan
 from engine.run import Run, device_lock
 
@@ -114,7 +115,7 @@ def measure_pace(plan: Plan, seconds: float = 4.0) -> Pace:
         run_id = lock.note()
         raise RunBusyError("A run is training on this device now. Measure when it is done.", run_id)
     try:
-        with memory_bounded(plan.config.device):
+        with memory_bounded(plan.config.device), freed_memory_kept(plan.config):
             done, took = _time_steps(plan, seconds)
     except (MemoryError, RuntimeError) as error:
         let_go(error)

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any
 from engine.checkpoint import prune, save
 from engine.config import TrainConfig, to_dict
 from engine.control import Control
-from engine.environment import GIB, give_back_memory, has_bf16, memory_bounded, memory_within_reach
+from engine.environment import (
+    GIB,
+    give_back_memory,
+    has_bf16,
+    memory_bounded,
+    memory_within_reach,
+)
 from engine.errors import (
     DivergedError,
     LabError,
@@ -26,6 +32,7 @@ from engine.errors import (
     storage_sentence,
 )
 from engine.fit import what_would_fit
+from engine.heap import freed_memory_kept
 from engine.memory import estimate_memory
 from engine.plan import Plan
 from engine.run import ActiveRun, Run
@@ -57,7 +64,7 @@ def train(
     run = run or new_run(config)
     control = control or Control()
     try:
-        with memory_bounded(run.config.device):
+        with memory_bounded(run.config.device), freed_memory_kept(run.config):
             _train(run, control, team)
     except BaseException as error:
         lost = team.lost_behind(error) if team else ""

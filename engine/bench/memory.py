@@ -15,6 +15,7 @@ from engine.config import TrainConfig, from_dict, to_dict
 from engine.distributed import SOLO, connect
 from engine.environment import peak_bytes
 from engine.errors import LabError
+from engine.heap import freed_memory_kept
 from engine.paths import PROJECT
 from engine.world import this_world
 
@@ -50,8 +51,10 @@ def _main(config: TrainConfig) -> None:
     """Take the steps, and print the peak; of several processes the first does."""
     world = this_world()
     team = connect(world) if world.size > 1 else SOLO
-    state = random_state(replace(config, device=world.device_of(world.local_rank, config.device)), team)
-    run_steps(state, STEPS if state.device.type == "cuda" else 2)
+    config = replace(config, device=world.device_of(world.local_rank, config.device))
+    with freed_memory_kept(config):
+        state = random_state(config, team)
+        run_steps(state, STEPS if state.device.type == "cuda" else 2)
     peak = torch.cuda.max_memory_allocated(state.device) if state.device.type == "cuda" else peak_bytes()
     team.close(in_order=True)
     if world.leads:

@@ -21,11 +21,13 @@ from engine.accelerate import flops_per_token
 from engine.arithmetic import arithmetic
 from engine.config import TrainConfig
 from engine.distributed import SOLO, Team
+from engine.heap import freed_memory_kept
 from engine.plan import make_plan
 from engine.start import Text
 from engine.step import DTYPES, TrainState, build, compile_model, finished_rows, train_step
 
-BLOCKS = 5  # of equal length; the median one counts
+BLOCKS = 9  # of equal length, a few matrix products between them; medians count
+PRODUCTS = 4  # each on a CPU, of which the median counts, and ten times as many on a GPU
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class TrainingSpeed:
         first_step_s: from nothing until the first step was done: weights drawn, optimizer built.
         warm_up_s: from nothing until steps had their full speed: compiled and recorded, where they are.
         flops: floating-point operations a second, by `engine.accelerate.flops_per_token`.
-        matmul_flops: of a large matrix product in the same precision, in the same process.
+        matmul_flops: of a large matrix product in the same precision, in turns with the steps: machines have faster
+            and slower minutes.
         peak_gib: GPU: the most that was allocated. CPU: that the process held.
         computed_with: versions, device, and on a GPU whose kernels.
         lacking: a sentence for each of the lab's kernels that should work on this device and does not.
@@ -73,6 +76,11 @@ def measure_training(config: TrainConfig, seconds: float = 10.0) -> TrainingSpee
         ConfigError: a library is missing.
         torch.OutOfMemoryError: it does not fit.
     """
+    with freed_memory_kept(config):
+        return _measure_training(config, seconds)
+
+
+def _measure_training(config: TrainConfig, seconds: float) -> TrainingSpeed:
     began = time.perf_counter()
     state = random_state(config)
     state.watch.begin_peak(state.device)  # what this process measured before is not meant
@@ -84,11 +92,14 @@ def measure_training(config: TrainConfig, seconds: float = 10.0) -> TrainingSpee
     warm = time.perf_counter() - began
     one = _timed(lambda: run_steps(state, 3)) / 3
     count = max(1, round(seconds / BLOCKS / one))
-    blocks = [_timed(lambda: run_steps(state, count)) / count for _ in range(BLOCKS)]
-    step_s = statistics.median(blocks)
     tokens = state.config.tokens_per_step
     peak = state.watch.memory_gib(state.device)
-    device = state.device
+    multiply = _large_product(state.device, config.precision)
+    products, blocks = [multiply()], []
+    for _ in range(BLOCKS):
+        blocks.append(_timed(lambda: run_steps(state, count)) / count)
+        products.append(multiply())
+    step_s = statistics.median(blocks)
     return TrainingSpeed(
         tokens_per_s=tokens / step_s,
         spread=(max(blocks) - min(blocks)) / step_s,
@@ -96,15 +107,15 @@ def measure_training(config: TrainConfig, seconds: float = 10.0) -> TrainingSpee
         first_step_s=first,
         warm_up_s=warm,
         flops=tokens / step_s * flops_per_token(config.model),
-        matmul_flops=matmul_flops(device, config.precision),
+        matmul_flops=statistics.median(products),
         peak_gib=peak,
         computed_with=arithmetic(state.plan, state.kernels),
         lacking=state.kernels.lacking,
     )
 
 
-def matmul_flops(device: torch.device, precision: str) -> float:
-    """Floating-point operations a second of a square matrix product, the best of ten: 2·n³ over its seconds.
+def _large_product(device: torch.device, precision: str) -> Callable[[], float]:
+    """What multiplies two square matrices some times, and returns operations a second: 2·n³ over the median's seconds.
 
     On random values: zeros are multiplied faster. In fp8 it is the rate of the blocks' products; the vocabulary's and
     the attention's stay in bf16.
@@ -125,7 +136,7 @@ def matmul_flops(device: torch.device, precision: str) -> float:
             torch.cuda.synchronize(device)
 
     products()
-    return 2 * n**3 * repeat / min(_timed(products) for _ in range(10))
+    return lambda: 2 * n**3 * repeat / statistics.median(_timed(products) for _ in range(PRODUCTS))
 
 
 def random_state(config: TrainConfig, team: Team = SOLO) -> TrainState:
