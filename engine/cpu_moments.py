@@ -105,9 +105,10 @@ class CpuStep(Step):
         return (2 * self.a - self.mask) * self.scores - self.mlp_saved if self.writes_attention_out else 0
 
     def in_heap(self, moment: Moment) -> float:
-        """The part of a moment that lies in the C library's heap, where freed tensors leave gaps."""
-        mapped = self.vocabulary_gradients
-        if self.maps_attention:
-            layers = 1 if self.config.gradient_checkpointing else self.config.model.layers
-            mapped += (layers - 1) * self.attention_saved + self.attention_at_work
+        """The part of a moment that lies in the C library's heap, where freed tensors leave gaps: all of it, but where
+        large attention matrices are held whole, see `engine.heap`."""
+        if not self.maps_attention:
+            return moment.total
+        layers = 1 if self.config.gradient_checkpointing else self.config.model.layers
+        mapped = self.vocabulary_gradients + (layers - 1) * self.attention_saved + self.attention_at_work
         return max(0.0, moment.total - mapped)

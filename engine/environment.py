@@ -97,7 +97,7 @@ def memory_bounded(device: str) -> Iterator[None]:
         yield
         return
     process = psutil.Process().memory_info()
-    room = memory_within_reach(device) - process.rss
+    room = memory_within_reach(device) - process.rss - _free_in_heap()  # which is counted in `data`, but was given back
     if memory_limit() == psutil.virtual_memory().total:  # a control group has limits of its own for swap
         room += int(psutil.swap_memory().free)
     limits = resource.getrlimit(resource.RLIMIT_DATA)
@@ -108,6 +108,21 @@ def memory_bounded(device: str) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
+class _MallocInfo(ctypes.Structure):
+    """`mallinfo2` of malloc.h: ten numbers, of which the ninth, `fordblks`, are bytes that are free."""
+
+    _fields_ = (("numbers", ctypes.c_size_t * 10),)
+
+
+def _free_in_heap() -> int:
+    """Bytes of addresses that the C library's heap has and uses for nothing; 0 where it does not tell (glibc does)."""
+    told = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if told is None:
+        return 0
+    told.restype = _MallocInfo
+    return int(told().numbers[8])
 
 
 def held_bytes() -> int:

@@ -14,6 +14,7 @@ from engine.config import from_dict
 from engine.distributed import Team
 from engine.environment import resolve_device
 from engine.errors import DivergedError, LabError, RunError, is_out_of_memory
+from engine.heap import keep_freed_memory
 from engine.plan import Plan
 from engine.run import ActiveRun
 from engine.start import open_text
@@ -58,6 +59,7 @@ def _join(team: Team, order: dict[str, Any]) -> TrainState:
     config = from_dict(values["config"])
     config = dataclasses.replace(config, device=team.world.device_of(team.world.local_rank, config.device))
     resolve_device(config.device, config.precision)
+    keep_freed_memory(config)
     plan = Plan(**{**values, "config": config})
     text = open_text(config)
     if text.facts != order["facts"]:

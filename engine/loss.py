@@ -14,6 +14,7 @@ The result is exact, not an approximation. That the gradient is made in the forw
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
@@ -24,9 +25,9 @@ from torch.autograd.function import once_differentiable
 from engine.moments import CPU_LOSS_ROWS as ROWS
 from engine.moments import cpu_loss_rows
 
-PIECE = 2**18  # exponentials that a thread makes at a time: a megabyte, about a core's cache
-SUMS = (1e-20, 1e30)  # of exponentials, between which none was too large, and none that matters too small, for fp32
+PIECE = 2**18  # exponentials that a thread makes at a time, at most: a megabyte, about a core's cache
 TINY = 1e-30  # a probability from which on its logarithm is taken of the logits instead
+SUMS = (1e-7, 1e30)  # of exponentials: fp32 holds none that is larger, and any that is TINY of the sum in full
 
 _local = threading.local()
 
@@ -70,7 +71,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _exponentials(hidden: Tensor, weight: Tensor, block: Tensor, weigh: bool) -> tuple[Tensor, Tensor]:
     """exp(logits) of some rows, all of a row times the same factor.
 
-    That is 1 where the sums allow it, as they nearly always do, since the largest logits take another pass.
+    That is 1 where the sums of all rows allow it, as they nearly always do, since to find the largest logit of each
+    takes another pass.
 
     Args:
         hidden: (N, D).
@@ -89,19 +91,20 @@ def _exponentials(hidden: Tensor, weight: Tensor, block: Tensor, weigh: bool) ->
 
 
 def _sweep(hidden: Tensor, weight: Tensor, block: Tensor, weigh: bool, largest: Tensor | None) -> tuple[Tensor, Tensor]:
-    """See `_exponentials`; of logits less the `largest` of their row, (N,), if that is given."""
-    rows, width = hidden.shape
-    threads = torch.get_num_threads()
+    """See `_exponentials`; with the `largest` logit of each row, (N,), those in `block` are taken, less that."""
+    (rows, width), words, threads = hidden.shape, len(weight), torch.get_num_threads()
+    rounds = math.ceil(words * rows / (threads * PIECE))
+    piece = words // (threads * rounds) or 1
     turned = hidden.T.contiguous()
     sums = torch.zeros(threads, rows)
     weighted = torch.zeros(threads, width if weigh else 0, rows)
-    step = threads * max(1, PIECE // rows)
-    for start in range(0, len(weight), step):
-        here = slice(start, start + step)
-        parts = threads if start + step <= len(weight) else 1  # a product each, or what is left by all of them
+    for start in range(0, words, threads * piece):
+        here = slice(start, start + threads * piece)
+        parts = threads if here.stop <= words else 1  # a product each, or what is left by all of them
         w, e = weight[here].unflatten(0, (parts, -1)), block[here].unflatten(0, (parts, -1))
-        torch.bmm(w, turned.expand(parts, -1, -1), out=e)
-        if largest is not None:
+        if largest is None:
+            torch.bmm(w, turned.expand(parts, -1, -1), out=e)
+        else:
             e.sub_(largest)
         sums[:parts] += e.exp_().sum(dim=1)
         if weigh:

@@ -29,7 +29,7 @@ def cpu_loss_rows(rows: int) -> int:
     It is a multiple of 16, as products take longer where rows don't begin at a multiple of 64 bytes.
     """
     blocks = max(1, math.ceil(rows / CPU_LOSS_ROWS))
-    return min(rows, 16 * math.ceil(rows / blocks / 16))
+    return max(1, min(rows, 16 * math.ceil(rows / blocks / 16)))
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ class AdamW(torch.optim.AdamW):
     """PyTorch's own, bit for bit, but that it does not load PyTorch's compiler, which takes up to two seconds.
 
     PyTorch wraps an optimizer's methods so that they are told apart inside of a compiled function. Ours never are.
+    Gradient checkpointing and bitsandbytes load the compiler all the same.
     """
 
     add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
@@ -80,9 +81,12 @@ class AdamW(torch.optim.AdamW):
     load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Apply the gradients; `closure` is not supported."""
-        unwrap(torch.optim.AdamW.step)(self)
+    def step(self) -> None:  # type: ignore[override]
+        """Apply the gradients."""
+        _STEP(self)
+
+
+_STEP = unwrap(torch.optim.AdamW.step)
 
 
 def _adamw(weights: list[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -16,13 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engine.checkpoint import prune, save
 from engine.config import TrainConfig, to_dict
 from engine.control import Control
-from engine.environment import (
-    GIB,
-    give_back_memory,
-    has_bf16,
-    memory_bounded,
-    memory_within_reach,
-)
+from engine.environment import GIB, give_back_memory, has_bf16, memory_bounded, memory_within_reach
 from engine.errors import (
     DivergedError,
     LabError,

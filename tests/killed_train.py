@@ -63,7 +63,7 @@ def serve() -> None:
     """Fork a process for each request. Only loading is done here: no arithmetic, whose threads a fork would lose."""
     for name in ("cli.train", "evaluate", "generate", "step", "tokenizer", "train"):
         importlib.import_module(f"engine.{name}")
-    for name in ("torch._dynamo", "safetensors.torch", "pyarrow.pandas_compat"):  # what a run loads on the way
+    for name in ("safetensors.torch", "pyarrow.pandas_compat"):  # what a run loads on the way
         importlib.import_module(name)
     sys.modules["engine.tokenizer"].encoding()
     for line in sys.stdin:

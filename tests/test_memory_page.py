@@ -40,9 +40,10 @@ def test_what_it_says_of_the_measurements_is_so() -> None:
     assert f"{memory.MANAGED_CONTEXT // memory.MIB} MiB more" in PAGE
     assert f"{memory.CUBLAS_WORKSPACE // memory.MIB} MiB: cuBLAS" in PAGE
     assert f"PyTorch {CPU['torch'].partition('+')[0]};" in PAGE and CPU["system"] in PAGE
-    assert (
-        f"{memory.CPU_PROCESS // memory.MIB} MiB, and bitsandbytes {memory.CPU_BITSANDBYTES // memory.MIB} MiB" in PAGE
-    )
+    process, bitsandbytes = memory.CPU_PROCESS // memory.MIB, memory.CPU_BITSANDBYTES // memory.MIB
+    assert f"{process} MiB, and bitsandbytes {bitsandbytes} MiB" in PAGE
+    assert f"{memory.CPU_COMPILER // memory.MIB} MiB of PyTorch's compiler" in PAGE
+    assert memory.CPU_GAPS == 1 / 5 and "a fifth is added" in PAGE
 
 
 def test_each_command_of_it_names_a_script_that_exists() -> None:

@@ -27,7 +27,7 @@ from engine.start import Text
 from engine.step import DTYPES, TrainState, build, compile_model, finished_rows, train_step
 
 BLOCKS = 9  # of equal length, a few matrix products between them; medians count
-PRODUCTS = 4  # each on a CPU, of which the median counts, and ten times as many on a GPU
+PRODUCTS = 4  # timings between two blocks, of one product each on a CPU and of ten on a GPU
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def _train(options: argparse.Namespace) -> int:
     print(f"  {speed.first_step_s:12,.2f} s until the first step was done")
     print(f"  {speed.warm_up_s:12,.2f} s until full speed")
     print(f"  {speed.flops / 1e12:12,.3f} TFLOP/s of the model's operations")
-    print(f"  {speed.matmul_flops / 1e12:12,.3f} TFLOP/s of a large matrix product, the limit")
+    print(f"  {speed.matmul_flops / 1e12:12,.3f} TFLOP/s of a large matrix product in turns with them, the limit")
     print(f"  {speed.utilization:12.1%} of it")
     print(f"  {speed.peak_gib:12,.2f} GiB at most")
     print(f"computed with {', '.join(f'{what} {which}' for what, which in speed.computed_with.items())}")
