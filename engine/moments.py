@@ -24,12 +24,9 @@ CPU_LOSS_ROWS = 512  # of a block on a CPU: 100 MB of logits for GPT-2's vocabul
 
 
 def cpu_loss_rows(rows: int) -> int:
-    """Of a block on a CPU, where there are so many rows: at most CPU_LOSS_ROWS, and the last block has the rest.
-
-    It is a multiple of 16, as products take longer where rows don't begin at a multiple of 64 bytes.
-    """
+    """Of a block on a CPU, where there are so many rows: blocks have one size, at most CPU_LOSS_ROWS."""
     blocks = max(1, math.ceil(rows / CPU_LOSS_ROWS))
-    return max(1, min(rows, 16 * math.ceil(rows / blocks / 16)))
+    return max(1, math.ceil(rows / blocks))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine import loss as loss_module
 from engine.config import ModelConfig
 from engine.loss import ROWS, linear_cross_entropy, plain_rows
 from engine.loss_cuda import plain_multiply, plain_scale
@@ -57,20 +56,6 @@ def test_loss_and_gradients_for_any_shape(rows: int, width: int, words: int, see
 def test_the_blocks_memory_is_shared_by_different_vocabularies() -> None:
     for words in (37, 1000, 3, 37):
         check(*case(20, words=words))
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("words", [1, 63, 64, 192, 193, 1000])
-def test_a_vocabulary_in_pieces_with_and_without_a_rest(
-    words: int, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loss_module, "PIECE", 64 * 50)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        check(*case(50, words=words))
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("around", [-300.0, -60.0, 60.0, 300.0])
@@ -128,14 +113,14 @@ def test_what_is_not_finite_stays_visible() -> None:
 
 
 def test_no_gradient_work_when_none_is_wanted() -> None:
-    """Of the three products of a block only the logits are made."""
+    """The gradient of the weights is one product a block: without it, no tensor of their shape is made."""
     hidden, weight, targets = case(2 * ROWS)
     with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         loss = linear_cross_entropy(hidden, weight, targets)
     assert not loss.requires_grad
     counts = {event.key: event.count for event in profile.key_averages()}
-    assert counts["aten::bmm"] >= 2  # the logits of two blocks
-    assert not {"aten::mm", "aten::addmm", "aten::baddbmm_"} & {*counts}
+    assert counts["aten::mm"] == 2  # the logits of two blocks
+    assert "aten::addmm_" not in counts
     torch.testing.assert_close(loss.double(), plain(hidden, weight, targets)[0], rtol=1e-5, atol=1e-5)
 
 

@@ -98,8 +98,8 @@ def test_the_estimate_of_a_cpu_is_near_what_was_measured(held_back: bool) -> Non
 
 def test_the_logits_are_those_of_the_blocks_that_the_loss_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
-    block = loss._block
-    monkeypatch.setattr(loss, "_block", lambda words, rows: taken.append(4 * rows * words) or block(words, rows))
+    scratch = loss._scratch
+    monkeypatch.setattr(loss, "_scratch", lambda rows, words: taken.append(4 * rows * words) or scratch(rows, words))
     for batch, context in ((1, 8), (3, 171), (9, 64), (2, 512), (5, 300)):
         config = TrainConfig(batch_size=batch, context_length=context, device="cpu", precision="fp32")
         hidden, weight = torch.zeros(batch * context, 4), torch.zeros(config.model.vocabulary_size, 4)
