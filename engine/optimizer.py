@@ -68,6 +68,9 @@ class EightBitOptimizer(torch.optim.Optimizer):
             part.step()
 
 
+_STEP = unwrap(torch.optim.AdamW.step)
+
+
 class AdamW(torch.optim.AdamW):
     """PyTorch's own, bit for bit, but that it does not load PyTorch's compiler, which takes up to two seconds.
 
@@ -84,9 +87,6 @@ class AdamW(torch.optim.AdamW):
     def step(self) -> None:  # type: ignore[override]
         """Apply the gradients."""
         _STEP(self)
-
-
-_STEP = unwrap(torch.optim.AdamW.step)
 
 
 def _adamw(weights: list[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
