@@ -65,7 +65,7 @@ def test_resumed_runs_are_the_unbroken_ones_bit_for_bit() -> None:
     assert len(rows) == 14
     for row in rows:
         assert row["losses_equal"] and row["norms_equal"] and row["weights_equal"], row
-        assert row["arithmetic"].get(OWN_VERSION, str(VERSION)) == str(VERSION), row
+        assert row["arithmetic"][OWN_VERSION] == str(VERSION), row
     kinds = {(row["config"], row["compile"], bool(row.get("dropout"))) for row in rows}
     assert kinds >= {("nano", "auto", False)} | {("medium", c, d) for c in ("off", "on") for d in (False, True)}
     assert max(row["batch_size"] for row in rows if row["config"] == "medium") == 64
