@@ -1,4 +1,4 @@
-"""What makes a GPU's steps fast: compiled blocks, and a step replayed as a CUDA graph.
+"""What makes steps fast: on a GPU compiled blocks, and a step replayed as a CUDA graph; on a CPU kernels in C.
 
 A small model's step is hundreds of kernels of a few microseconds, which the host cannot launch as fast as the GPU runs
 them; recorded once as a graph, they are launched by one call. Compilation fuses what lies between matrix products and
@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 
+from engine import native
 from engine.config import ModelConfig, TrainConfig
 from engine.cublaslt import HOPPER
 from engine.plan import Plan
@@ -25,6 +26,8 @@ COMPILE_S = 2.0  # to compile a layer, at most
 # Of each layer in each pass, and as a share of what its operations would take in bf16:
 SAVED_WITH_ALL_KERNELS, SAVED, SAVED_IN_FP8 = (17e-6, 0.002), (40e-6, 0.03), (40e-6, 1.1)
 FLOPS_PER_CORE = 3e12  # what a multiprocessor was seen to do a second in bf16 (132 of them: 400 TFLOP/s)
+# Seconds to compile a CPU's kernels, at most; what a core does a second in fp32, at best; what they save, at least.
+NATIVE_COMPILE_S, FLOPS_PER_CPU_CORE, SAVED_BY_NATIVE = 1.5, 1e11, 0.15
 STEPS_BEFORE_RECORDING = 4  # libraries set themselves up in their first calls, which cannot be recorded
 
 
@@ -54,6 +57,19 @@ def compiles(plan: Plan, device: torch.device) -> bool:
     if has_all_kernels and (card.major, card.minor) == HOPPER:
         saved, share = SAVED_WITH_ALL_KERNELS
     return passes * (layers * saved + share * seconds) > layers * COMPILE_S
+
+
+def builds_native(plan: Plan, device: torch.device) -> bool:
+    """Whether a CPU's own kernels (`engine.native`) are to be compiled for a run: as asked for, or where it is long
+    enough to gain more than that takes."""
+    config = plan.config
+    if device.type != "cpu" or config.precision != "fp32" or config.compile == "off":
+        return False
+    if config.compile == "on":
+        return True
+    tokens = plan.total_steps * config.tokens_per_step
+    seconds = tokens * flops_per_token(config.model) / (FLOPS_PER_CPU_CORE * config.threads)
+    return native.suits() and SAVED_BY_NATIVE * seconds > NATIVE_COMPILE_S
 
 
 def records(config: TrainConfig, device: torch.device) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from engine import native
 from engine.accelerate import compiles
 from engine.environment import package_version, processor_name
 from engine.kernels import OURS, PYTORCH, VERSION, Kernels
@@ -26,6 +27,8 @@ def arithmetic(plan: Plan, kernels: Kernels) -> dict[str, str]:
     facts = {"PyTorch": str(torch.__version__)}
     if config.device == "cpu":
         facts["processor"] = f"{processor_name()} ({torch.backends.cpu.get_cpu_capability()})"
+        if kernels.native:
+            facts |= {**kernels.names, OWN_VERSION: str(native.VERSION), "GCC": native.compiler()}
     else:
         facts |= {**_of_a_gpu(config.device), **kernels.names, OWN_VERSION: str(VERSION)}
         facts[BLOCKS] = COMPILED if compiles(plan, torch.device(config.device)) else NOT_COMPILED

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from engine import cublaslt, linear_cuda, perceptron_cuda
+from engine.attention import Attend
 from engine.config import TrainConfig
+from engine.loss import Piece
 from engine.norm import PLAIN, NormKernels
 from engine.trial import Pairs, why_not
 
@@ -27,7 +29,24 @@ LinearKernel = Callable[[Tensor, Tensor, Tensor], Tensor]  # see `engine.linear_
 HALF = (torch.bfloat16, torch.float16)
 HEAD_SIZES = (16, 32, 64, 128)  # that our attention is made for
 VERSION = 2  # of what they round: one more whenever a change of theirs changes a last bit
-PYTORCH, TRITON, CUBLASLT = "PyTorch", "Triton", "cuBLASLt"
+PYTORCH, TRITON, CUBLASLT, C = "PyTorch", "Triton", "cuBLASLt", "C"
+
+
+@dataclass(frozen=True)
+class Native:
+    """What a model computes with on a CPU in fp32, in training and otherwise; see `engine.native`.
+
+    Attributes:
+        attend: causal attention, where it is `sdpa` without dropout.
+        linear: a layer.
+        perceptron: a block's.
+        loss: some rows of it.
+    """
+
+    attend: Attend | None
+    linear: LinearKernel
+    perceptron: Perceptron
+    loss: Piece
 
 
 @dataclass(frozen=True)
@@ -40,7 +59,8 @@ class Kernels:
         linear: the same for a linear layer by itself.
         norm: what norms and adds to the residual stream in training under autocast, if there is any.
         embedding: one that is faster there than PyTorch's, if there is one.
-        names: whose they are, and the loss's; empty on a CPU.
+        native: all that a CPU has instead of these, where it has any.
+        names: whose they are, and the loss's; empty where all are PyTorch's and nothing else was wanted.
         lacking: a sentence for each of ours that should work on such a device and does not.
     """
 
@@ -49,20 +69,25 @@ class Kernels:
     linear: LinearKernel | None = None
     norm: NormKernels | None = None
     embedding: Embed | None = None
+    native: Native | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     lacking: tuple[str, ...] = ()
 
 
-def choose_kernels(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> Kernels:
+def choose_kernels(
+    config: TrainConfig, dtype: torch.dtype, device: torch.device, *, builds_native: bool = False
+) -> Kernels:
     """The kernels to train with; to try them takes a GPU a second or so, once they are compiled less.
 
     Args:
         config: resolved.
         dtype: of the activations.
         device: with its index.
+        builds_native: whether a CPU is to have its own compiled, which takes a second; see
+            `engine.accelerate.builds_native`.
     """
     if device.type != "cuda":
-        return Kernels()
+        return _native_kernels(config, device) if builds_native else Kernels()
     forget_trials()
     reasons = {
         what: own.why_not(config, dtype, device) for what, own in OURS.items() if own.wanted(config, dtype, device)
@@ -84,6 +109,20 @@ def choose_kernels(config: TrainConfig, dtype: torch.dtype, device: torch.device
             if reason
         ),
     )
+
+
+def _native_kernels(config: TrainConfig, device: torch.device) -> Kernels:
+    from engine import native
+
+    if reason := native.why_not(device):
+        return Kernels(lacking=(f"{_LACKS_NATIVE} {reason}",))
+    fused = config.attention_impl == "sdpa" and config.dropout == 0
+    names = {"attention": C if fused else PYTORCH, "products": C, "perceptron": C, "loss": C}
+    own = Native(native.attend if fused else None, native.linear, native.perceptron, native.piece)
+    return Kernels(native=own, names=names)
+
+
+_LACKS_NATIVE = "The lab's own kernels for a CPU cannot be compiled here, so a step takes longer:"
 
 
 def forget_trials() -> None:

@@ -20,7 +20,7 @@ from engine import float8
 from engine.attention import Attend, fused_attention, manual_attention
 from engine.config import ModelConfig
 from engine.kernels import BiasedAttention, Embed, Kernels, LinearKernel, Perceptron
-from engine.loss import linear_cross_entropy
+from engine.loss import linear_cross_entropy, plain_piece
 from engine.norm import PLAIN, Added, NormKernels, add_and_norm
 
 
@@ -28,6 +28,7 @@ class Linear(nn.Linear):
     """PyTorch's, without its initial weights: `GPT.initialize` or a checkpoint sets them."""
 
     kernel: LinearKernel | None = None  # stands in for it in training, under autocast
+    native: LinearKernel | None = None  # stands in for it on a CPU
 
     def reset_parameters(self) -> None: ...
 
@@ -39,6 +40,8 @@ class Linear(nn.Linear):
         if self.kernel and bias is not None and self.training and torch.is_autocast_enabled("cuda"):
             dtype = torch.get_autocast_dtype("cuda")
             return self.kernel(x.to(dtype), self.weight.to(dtype), bias.to(dtype))
+        if self.native and bias is not None:
+            return self.native(x, self.weight, bias)
         return F.linear(x, self.weight, bias)
 
 
@@ -112,6 +115,7 @@ class Block(nn.Module):
         self.expand = linear(config.width, 4 * config.width)
         self.contract = linear(4 * config.width, config.width)
         self.fused_perceptron: Perceptron | None = None  # stands in for the layers in training, under autocast
+        self.native_perceptron: Perceptron | None = None  # stands in for them on a CPU
 
     def forward(self, x: Tensor) -> Tensor:
         """The residual stream (B, T, D) before and after."""
@@ -141,6 +145,8 @@ class Block(nn.Module):
             dtype = torch.get_autocast_dtype("cuda")
             w1, b1, w2 = self.expand.weight, self.expand.bias, self.contract.weight
             y = self.fused_perceptron(x.to(dtype), w1.to(dtype), b1.to(dtype), w2.to(dtype), bias.to(dtype))
+        elif self.native_perceptron:
+            y = self.native_perceptron(x, self.expand.weight, self.expand.bias, self.contract.weight, bias)
         else:
             hidden = F.gelu(self.expand(x), approximate="tanh")  # (B, T, 4D)
             y = self.contract.with_bias(hidden, bias)
@@ -175,6 +181,7 @@ class GPT(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         self.compiled: Callable[[Tensor], Tensor] | None = None  # stands in for `stack` in training
         self.embed: Embed | None = None  # stands in for both embeddings in training, without dropout
+        self.loss_piece = plain_piece  # does some rows of the loss at a time, on a CPU
         self.token_embedding = Embedding(config.vocabulary_size, config.width)
         self.position_embedding = Embedding(config.context_length, config.width)
         linear = Float8Linear if float8 else Linear
@@ -186,7 +193,12 @@ class GPT(nn.Module):
 
     def use_kernels(self, kernels: Kernels) -> None:
         """Train with what is best for a device. `manual` attention and fp8 layers stay."""
+        native = kernels.native
         for block in cast(list[Block], [*self.blocks]):
+            if native:
+                block.attention.attend = native.attend or block.attention.attend
+                block.attention.qkv.native = block.attention.projection.native = native.linear
+                block.native_perceptron = native.perceptron
             if block.attention.attend is not manual_attention:
                 block.attention.kernel = kernels.attention
             if not isinstance(block.expand, Float8Linear):
@@ -195,6 +207,8 @@ class GPT(nn.Module):
             block.norm1.kernels = block.norm2.kernels = kernels.norm
         self.norm.kernels = kernels.norm
         self.embed = kernels.embedding
+        if native:
+            self.loss_piece = native.loss
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
@@ -270,5 +284,6 @@ class GPT(nn.Module):
             targets: the id after each of them, (B, T).
         """
         targets = targets.flatten()
-        total = linear_cross_entropy(self.hidden(tokens).flatten(0, 1), self.head.weight, targets)
+        hidden = self.hidden(tokens).flatten(0, 1)
+        total = linear_cross_entropy(hidden, self.head.weight, targets, self.loss_piece)
         return total / len(targets) if reduction == "mean" else total

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.accelerate import COMPILE_AT_STEP, Recorder, compile_stack, compiles, records
+from engine.accelerate import COMPILE_AT_STEP, Recorder, builds_native, compile_stack, compiles, records
 from engine.arithmetic import arithmetic, of_all_ranks
 from engine.checkpoint import Checkpoint, Contents, load
 from engine.config import TrainConfig
@@ -215,7 +215,8 @@ def build(plan: Plan, text: Text, *, initialize: bool = True, team: Team = SOLO)
     if initialize:
         model.initialize(config.seed)
     model.to(device)
-    kernels = choose_kernels(config, DTYPES[config.precision], device)
+    dtype = DTYPES[config.precision]
+    kernels = choose_kernels(config, dtype, device, builds_native=builds_native(plan, device))
     model.use_kernels(kernels)
     optimizer = build_optimizer(
         model, config.optimizer, learning_rate=config.learning_rate, weight_decay=config.weight_decay

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import float8
+from engine import float8, native
 from engine.accelerate import flops_per_token
 from engine.arithmetic import arithmetic
 from engine.config import TrainConfig
@@ -42,9 +42,9 @@ class TrainingSpeed:
         warm_up_s: from nothing until steps had their full speed: compiled and recorded, where they are.
         flops: floating-point operations a second, by `engine.accelerate.flops_per_token`.
         matmul_flops: of a large matrix product in the same precision, in turns with the steps: machines have faster
-            and slower minutes.
+            and slower minutes. PyTorch's, or that of the lab's own kernels for a CPU if it is faster.
         peak_gib: GPU: the most that was allocated. CPU: that the process held.
-        computed_with: versions, device, and on a GPU whose kernels.
+        computed_with: versions, device, and whose kernels.
         lacking: a sentence for each of the lab's kernels that should work on this device and does not.
     """
 
@@ -94,7 +94,7 @@ def _measure_training(config: TrainConfig, seconds: float) -> TrainingSpeed:
     count = max(1, round(seconds / BLOCKS / one))
     tokens = state.config.tokens_per_step
     peak = state.watch.memory_gib(state.device)
-    multiply = _large_product(state.device, config.precision)
+    multiply = _large_product(state.device, config.precision, with_native=state.kernels.native is not None)
     products, blocks = [multiply()], []
     for _ in range(BLOCKS):
         blocks.append(_timed(lambda: run_steps(state, count)) / count)
@@ -114,11 +114,14 @@ def _measure_training(config: TrainConfig, seconds: float) -> TrainingSpeed:
     )
 
 
-def _large_product(device: torch.device, precision: str) -> Callable[[], float]:
+def _large_product(device: torch.device, precision: str, *, with_native: bool = False) -> Callable[[], float]:
     """What multiplies two square matrices some times, and returns operations a second: 2·n³ over the median's seconds.
 
     On random values: zeros are multiplied faster. In fp8 it is the rate of the blocks' products; the vocabulary's and
     the attention's stay in bf16.
+
+    Args:
+        with_native: whether a CPU's own kernels do it too; the faster one counts.
     """
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device, dtype=DTYPES.get(precision, torch.bfloat16)) for _ in range(2))
@@ -129,14 +132,16 @@ def _large_product(device: torch.device, precision: str) -> Callable[[], float]:
         multiply = partial(float8.product, a8, (b8.t(), b_scale), torch.bfloat16, use_fast_accum=True)
     repeat = 10 if device.type == "cuda" else 1
 
-    def products() -> None:
+    def products(multiply: Callable[[], Any]) -> None:
         for _ in range(repeat):
             multiply()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    products()
-    return lambda: 2 * n**3 * repeat / statistics.median(_timed(products) for _ in range(PRODUCTS))
+    ways = [partial(products, multiply)] + ([partial(products, partial(native.multiply, a, b))] if with_native else [])
+    for way in ways:
+        way()
+    return lambda: 2 * n**3 * repeat / min(statistics.median(_timed(way) for _ in range(PRODUCTS)) for way in ways)
 
 
 def random_state(config: TrainConfig, team: Team = SOLO) -> TrainState:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine.accelerate import Recorder, compiles, flops_per_token, records
+from engine import native
+from engine.accelerate import Recorder, builds_native, compiles, flops_per_token, records
 from engine.config import PRESETS, ModelConfig, TrainConfig
 from engine.plan import make_plan
 
@@ -90,6 +91,24 @@ def test_a_choice_decides_what_is_compiled(h100: None) -> None:
     assert not compiles(long, CPU)
     assert compiles(replace(short, config=replace(config, compile="on")), GPU)
     assert not compiles(replace(long, config=replace(config, compile="off")), GPU)
+
+
+def test_a_cpus_kernels_are_compiled_for_runs_that_gain_more_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of nano with two threads takes 0.3 s at best, of which they save 15 % at least."""
+    config = TrainConfig(precision="fp32", threads=2, epochs=10**6)
+    worth = round(1.5 / (0.15 * 1024 * flops_per_token(config.model) / 2e11))
+    assert 20 < worth < 50
+    monkeypatch.setattr(native, "suits", lambda: True)
+    short, long = (make_plan(replace(config, max_steps=worth + more), 10**6, 0) for more in (-5, 5))
+    assert [builds_native(plan, CPU) for plan in (short, long)] == [False, True]
+    for changes in ({"compile": "off"}, {"precision": "bf16"}):
+        assert not builds_native(replace(long, config=replace(long.config, **changes)), CPU)
+    assert not builds_native(long, GPU)
+    on = replace(short, config=replace(short.config, compile="on"))
+    assert builds_native(on, CPU)
+    monkeypatch.setattr(native, "suits", lambda: False)
+    assert not builds_native(long, CPU)
+    assert builds_native(on, CPU)  # who asks for it is told why it cannot be
 
 
 def test_steps_are_recorded_on_a_gpu_unless_turned_off() -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import engine
-from engine import cublaslt, linear_cuda, loss_cuda, perceptron_cuda
+from engine import cublaslt, linear_cuda, loss_cuda, native, perceptron_cuda
 from engine.attention import fused_attention
 from engine.config import ModelConfig, TrainConfig
 from engine.kernels import Kernels, choose_kernels, forget_trials
 from engine.loss import plain_rows
 from engine.loss_cuda import plain_scale
-from engine.model import GPT
+from engine.model import GPT, Block
 from engine.norm import PLAIN, NormKernels
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
@@ -91,6 +91,30 @@ def of_blocks(model: GPT) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_cpu_trains_with_pytorchs_own(dtype: torch.dtype) -> None:
     assert choose_kernels(TrainConfig(), dtype, CPU) == Kernels()
+
+
+@pytest.mark.parametrize(
+    ("changes", "attention"), [({}, "C"), ({"dropout": 0.1}, "PyTorch"), ({"attention_impl": "manual"}, "PyTorch")]
+)
+def test_a_cpu_has_kernels_in_c(changes: dict[str, Any], attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "why_not", lambda device: "")
+    kernels = choose_kernels(TrainConfig(**changes), torch.float32, CPU, builds_native=True)
+    assert kernels.names == {"attention": attention, "products": "C", "perceptron": "C", "loss": "C"}
+    assert kernels.native is not None and (kernels.native.attend is None) == (attention == "PyTorch")
+    settings = {name: changes.get(name, value) for name, value in (("dropout", 0.0), ("attention_impl", "sdpa"))}
+    model = GPT(TINY, **settings)
+    model.use_kernels(kernels)
+    for block in cast(list[Block], [*model.blocks]):
+        assert (block.attention.attend is native.attend) == (attention == "C")
+        assert block.attention.qkv.native is block.attention.projection.native is native.linear
+        assert block.native_perceptron is native.perceptron
+    assert model.loss_piece is native.piece
+
+
+def test_kernels_in_c_that_cannot_be_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "why_not", lambda device: "RuntimeError: no gcc.")
+    told = "The lab's own kernels for a CPU cannot be compiled here, so a step takes longer: RuntimeError: no gcc."
+    assert choose_kernels(TrainConfig(), torch.float32, CPU, builds_native=True) == Kernels(lacking=(told,))
 
 
 @pytest.mark.usefixtures("hopper")

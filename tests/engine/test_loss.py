@@ -11,11 +11,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.config import ModelConfig
-from engine.loss import ROWS, linear_cross_entropy, plain_rows
+from engine import native
+from engine.config import ModelConfig, TrainConfig
+from engine.kernels import choose_kernels
+from engine.loss import ROWS, Piece, linear_cross_entropy, plain_piece, plain_rows
 from engine.loss_cuda import plain_multiply, plain_scale
 from engine.model import GPT
 from engine.optimizer import build_optimizer
+from tests.native_here import needs_native
+
+by_both = pytest.mark.parametrize(
+    "piece", [pytest.param(plain_piece, id="PyTorch"), pytest.param(native.piece, id="C", marks=needs_native)]
+)
 
 
 def case(rows: int, width: int = 8, words: int = 37, scale: float = 1.0, seed: int = 0) -> tuple[Tensor, ...]:
@@ -34,8 +41,8 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor, factor: float = 1.0) 
     return loss.detach(), h.grad, w.grad
 
 
-def check(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
-    loss = linear_cross_entropy(hidden, weight, targets)
+def check(piece: Piece, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
+    loss = linear_cross_entropy(hidden, weight, targets, piece)
     (loss / 3).backward()
     expected, d_hidden, d_weight = plain(hidden, weight, targets, factor=1 / 3)
     torch.testing.assert_close(loss.detach().double(), expected, rtol=1e-5, atol=1e-5)
@@ -43,51 +50,58 @@ def check(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
     torch.testing.assert_close(weight.grad, d_weight.float(), rtol=1e-4, atol=1e-4)
 
 
+@by_both
 @pytest.mark.parametrize("rows", [1, 2, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS, 3 * ROWS + 7])
-def test_loss_and_gradients_for_any_number_of_rows(rows: int) -> None:
-    check(*case(rows))
+def test_loss_and_gradients_for_any_number_of_rows(piece: Piece, rows: int) -> None:
+    check(piece, *case(rows))
 
 
+@by_both
 @given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 60), st.integers(0, 1000))
-def test_loss_and_gradients_for_any_shape(rows: int, width: int, words: int, seed: int) -> None:
-    check(*case(rows, width, words, seed=seed))
+def test_loss_and_gradients_for_any_shape(piece: Piece, rows: int, width: int, words: int, seed: int) -> None:
+    check(piece, *case(rows, width, words, seed=seed))
 
 
-def test_the_blocks_memory_is_shared_by_different_vocabularies() -> None:
+@by_both
+def test_the_blocks_memory_is_shared_by_different_vocabularies(piece: Piece) -> None:
     for words in (37, 1000, 3, 37):
-        check(*case(20, words=words))
+        check(piece, *case(20, words=words))
 
 
+@by_both
 @pytest.mark.parametrize("around", [-300.0, -60.0, 60.0, 300.0])
-def test_logits_that_are_all_far_from_zero(around: float) -> None:
+def test_logits_that_are_all_far_from_zero(piece: Piece, around: float) -> None:
     """exp of them is beyond fp32; the loss only sees their differences."""
     hidden, weight, targets = case(50)
     with torch.no_grad():
         hidden[::2, 0], weight[:, 0] = around, 1.0
-    check(hidden, weight, targets)
+    check(piece, hidden, weight, targets)
 
 
-def test_a_target_that_is_far_below_logits_below_zero() -> None:
+@by_both
+def test_a_target_that_is_far_below_logits_below_zero(piece: Piece) -> None:
     """Its exponential is no number that fp32 holds in full, though its probability would be."""
     for around, at_target in ((-44.0, -103.0), (-45.0, -103.3), (-15.0, -86.0)):
         hidden, weight = torch.ones(1, 1, requires_grad=True), torch.full((100, 1), around)
         weight[3] = at_target
-        check(hidden, weight.requires_grad_(), torch.tensor([3]))
+        check(piece, hidden, weight.requires_grad_(), torch.tensor([3]))
 
 
-def test_logits_whose_rounding_alone_is_beyond_exp() -> None:
+@by_both
+def test_logits_whose_rounding_alone_is_beyond_exp(piece: Piece) -> None:
     """A second product may round them otherwise than the first, by hundreds."""
     g = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 1024, generator=g) * 3e3 for n in (48, 5000))
     targets = torch.randint(5000, (48,), generator=g)
-    loss = linear_cross_entropy(hidden, weight, targets)
+    loss = linear_cross_entropy(hidden, weight, targets, piece)
     assert loss.item() == pytest.approx(plain(hidden, weight, targets)[0].item(), rel=1e-5)
 
 
+@by_both
 @pytest.mark.parametrize("scale", [1e-6, 30.0, 1e3, 1e5])
-def test_extreme_logits(scale: float) -> None:
+def test_extreme_logits(piece: Piece, scale: float) -> None:
     hidden, weight, targets = case(50, scale=scale)
-    loss = linear_cross_entropy(hidden, weight, targets)
+    loss = linear_cross_entropy(hidden, weight, targets, piece)
     loss.backward()
     expected, d_hidden, d_weight = plain(hidden, weight, targets)
     assert loss.isfinite() and hidden.grad is not None and weight.grad is not None
@@ -98,18 +112,20 @@ def test_extreme_logits(scale: float) -> None:
     torch.testing.assert_close(weight.grad.double(), d_weight, rtol=1e-4, atol=tolerance * max(1.0, scale))
 
 
-def test_a_hopeless_target_costs_its_distance_and_a_sure_one_nothing() -> None:
+@by_both
+def test_a_hopeless_target_costs_its_distance_and_a_sure_one_nothing(piece: Piece) -> None:
     hidden = torch.tensor([[1000.0], [-1000.0]])
     weight = torch.tensor([[1.0], [-1.0]])
-    assert linear_cross_entropy(hidden[:1], weight, torch.tensor([1])).item() == 2000.0
-    assert linear_cross_entropy(hidden, weight, torch.tensor([0, 1])).item() == 0.0
+    assert linear_cross_entropy(hidden[:1], weight, torch.tensor([1]), piece).item() == 2000.0
+    assert linear_cross_entropy(hidden, weight, torch.tensor([0, 1]), piece).item() == 0.0
 
 
-def test_what_is_not_finite_stays_visible() -> None:
+@by_both
+def test_what_is_not_finite_stays_visible(piece: Piece) -> None:
     hidden, weight, targets = case(3)
     with torch.no_grad():
         hidden[1, 0] = float("nan")
-    assert not linear_cross_entropy(hidden, weight, targets).isfinite()
+    assert not linear_cross_entropy(hidden, weight, targets, piece).isfinite()
 
 
 def test_no_gradient_work_when_none_is_wanted() -> None:
@@ -133,13 +149,14 @@ def test_nothing_of_the_size_of_all_logits_is_made() -> None:
     assert largest < ROWS * 500 * 4
 
 
-def test_threads_do_not_disturb_each_other() -> None:
+@by_both
+def test_threads_do_not_disturb_each_other(piece: Piece) -> None:
     cases = [case(3 * ROWS, seed=seed) for seed in range(4)]
     results: dict[int, float] = {}
 
     def work(i: int) -> None:
         for _ in range(20):
-            results[i] = linear_cross_entropy(*cases[i]).item()
+            results[i] = linear_cross_entropy(*cases[i], piece=piece).item()
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -150,20 +167,24 @@ def test_threads_do_not_disturb_each_other() -> None:
         assert results[i] == pytest.approx(plain(*expected)[0].item(), rel=1e-5)
 
 
-def test_gradients_add_up_over_several_calls() -> None:
+@by_both
+def test_gradients_add_up_over_several_calls(piece: Piece) -> None:
     """Gradient accumulation: two halves give the gradient of the whole."""
     hidden, weight, targets = case(100)
-    linear_cross_entropy(hidden[:50], weight, targets[:50]).backward()
-    linear_cross_entropy(hidden[50:], weight, targets[50:]).backward()
+    linear_cross_entropy(hidden[:50], weight, targets[:50], piece).backward()
+    linear_cross_entropy(hidden[50:], weight, targets[50:], piece).backward()
     _, d_hidden, d_weight = plain(hidden, weight, targets)
     torch.testing.assert_close(hidden.grad, d_hidden.float(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(weight.grad, d_weight.float(), rtol=1e-4, atol=1e-4)
 
 
-def test_fifty_steps_follow_the_plain_loss() -> None:
-    """Two copies of nano, one with all logits held at once, stay within 1e-5 nats of each other."""
+@pytest.mark.parametrize("by_c", [False, pytest.param(True, marks=needs_native)])
+def test_fifty_steps_follow_the_plain_loss(by_c: bool) -> None:
+    """Two copies of nano, one with all logits held at once, stay within 1e-5 nats of each other; also if all that the
+    other computes in C is."""
     config = ModelConfig(6, 5, 160, 32)
     ours, plainly = GPT(config), GPT(config)
+    ours.use_kernels(choose_kernels(TrainConfig(), torch.float32, torch.device("cpu"), builds_native=by_c))
     windows = torch.randint(50257, (50, 4, 33), generator=torch.Generator().manual_seed(0)) % 300  # few words recur
     models = (ours, plainly)
     for model in models:

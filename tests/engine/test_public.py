@@ -162,6 +162,7 @@ FLOORS = [
         "repeatable",
         "float8",
         "loss",
+        "native",
         "loss_cuda",
         "embedding_triton",
         "loss_triton",

@@ -27,6 +27,7 @@ from engine.errors import ConfigError, RunError
 from engine.kernels import Kernels
 from engine.run import ActiveRun, Run, list_runs, load_run
 from engine.start import branch_run, new_run
+from tests.native_here import needs_native
 
 loop = importlib.import_module("engine.train")
 
@@ -73,13 +74,23 @@ def measured(run: Run) -> list[dict[str, Any]]:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("optimizer", "stops"), [("adamw", range(1, STOPS + 1)), ("adamw_8bit", (1, 4, 7, 8))])
+@pytest.mark.parametrize(
+    ("changes", "stops"),
+    [
+        ({}, range(1, STOPS + 1)),
+        ({"optimizer": "adamw_8bit"}, (1, 4, 7, 8)),
+        pytest.param({"compile": "on", "dropout": 0.0}, (1, 2, 7, 8), marks=needs_native),
+    ],
+)
 def test_stopped_and_resumed_equals_uninterrupted(
-    optimizer: str, stops: Sequence[int], after_step: dict[int, Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any],
+    stops: Sequence[int],
+    after_step: dict[int, Callable[[], None]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     less = Preset(2, 2, 64, 256, 2e-3, "wide enough for moments in 8 bits and for work that threads share")
     monkeypatch.setattr(config_module, "PRESETS", config_module.PRESETS | {"nano": less})  # a third to write each time
-    config = replace(CONFIG, optimizer=optimizer, max_steps=max(stops) + 2)
+    config = replace(CONFIG, **changes, max_steps=max(stops) + 2)
     expected: dict[int, dict[str, str]] = {}
 
     def remember(folder: Path, keep: int) -> None:
@@ -115,11 +126,15 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert list(finished.samples.text) == list(whole.samples.text)
 
 
-def test_terminal_background_thread_and_library_train_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    config = replace(CONFIG, max_steps=6)
+@pytest.mark.parametrize("compile", ["auto", pytest.param("on", marks=needs_native)])
+def test_terminal_background_thread_and_library_train_the_same(
+    compile: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(CONFIG, max_steps=6, compile=compile)
     library = train(config)
     flags = ["--corpus", "tiny", "--epochs", "100", "--max-steps", "6", "--batch-size", "2", "--context-length", "32"]
     flags += ["--dropout", "0.1", "--eval-every", "4", "--sample-every", "7", "--sample-length", "3", "--threads", "2"]
+    flags += ["--compile", compile]
     assert main([*flags, "--json"]) == 0
     [terminal] = [run for run in list_runs() if run.id != library.id]
     background = load_run(session.start(config))
@@ -248,8 +263,21 @@ def test_what_computed_the_checkpoint_counts_not_who_tried_since() -> None:
 
 
 def test_kernels_that_do_not_work_are_told_in_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_module, "choose_kernels", lambda *_: Kernels(lacking=("No compiler here.",)))
+    monkeypatch.setattr(step_module, "choose_kernels", lambda *_, **__: Kernels(lacking=("No compiler here.",)))
     assert warnings(train(replace(CONFIG, max_steps=1))) == ["No compiler here."]
+
+
+@needs_native
+@pytest.mark.parametrize("first", ["on", "off"])
+def test_a_branch_with_and_without_native_kernels_is_told_and_goes_on_alike(first: str) -> None:
+    parent = train(replace(CONFIG, max_steps=8, dropout=0.0, save_every=4, compile=first))
+    other = {"on": "off", "off": "on"}[first]
+    active = branch_run(parent.id, 4, {"compile": other})
+    branch = train(active.config, active)
+    [warning] = warnings(branch)
+    assert ("loss C instead of PyTorch" if other == "on" else "loss none instead of C") in warning
+    losses = [list(run.metrics.set_index("step").train_loss.loc[5:8]) for run in (parent, branch)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 @pytest.mark.parametrize(("here", "elsewhere"), [("no gcc\nin /usr/bin", ""), ("", "no gcc"), ("no gcc", "no gcc")])
