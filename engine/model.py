@@ -20,7 +20,7 @@ from engine import float8
 from engine.attention import Attend, fused_attention, manual_attention
 from engine.config import ModelConfig
 from engine.kernels import BiasedAttention, Embed, Kernels, LinearKernel, Perceptron
-from engine.loss import linear_cross_entropy, plain_piece
+from engine.loss import Piece, linear_cross_entropy, plain_piece
 from engine.norm import PLAIN, Added, NormKernels, add_and_norm
 
 
@@ -181,7 +181,7 @@ class GPT(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         self.compiled: Callable[[Tensor], Tensor] | None = None  # stands in for `stack` in training
         self.embed: Embed | None = None  # stands in for both embeddings in training, without dropout
-        self.loss_piece = plain_piece  # does some rows of the loss at a time, on a CPU
+        self.loss_piece: Piece = plain_piece  # does some rows of the loss at a time, on a CPU
         self.token_embedding = Embedding(config.vocabulary_size, config.width)
         self.position_embedding = Embedding(config.context_length, config.width)
         linear = Float8Linear if float8 else Linear

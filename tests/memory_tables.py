@@ -73,6 +73,9 @@ def groups(rows: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
         for value in sorted(found, key=order.index):
             word = f"`{value}`" if isinstance(value, str) else f"checkpointing {'on' if value else 'off'}"
             yield word, [row for row in rows if row[name] == value]
+    if rows is CPU["rows"]:
+        for word, value in (("computed by PyTorch", "auto"), ("by the lab's own kernels", "on")):
+            yield word, [row for row in rows if row["compile"] == value]
 
 
 def table(rows: Sequence[Row], of: Callable[[list[Row]], list[float]]) -> str:

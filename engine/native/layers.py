@@ -36,8 +36,22 @@ def multiply(
     rows, depth, columns, threads = *left.shape, right.size(1), torch.get_num_threads()
     result = left.new_empty(rows, columns)
     memory = scratch(call("multiply_scratch", columns, depth, threads))
-    matrices = (left, *left.stride(), right, *right.stride())
-    call("multiply", rows, columns, depth, *matrices, result, bias, activated, before, sums, memory, threads)
+    shape, strides = (rows, columns, depth), (left.stride(), right.stride())
+    call(
+        "multiply",
+        *shape,
+        left,
+        *strides[0],
+        right,
+        *strides[1],
+        result,
+        bias,
+        activated,
+        before,
+        sums,
+        memory,
+        threads,
+    )
     return result
 
 

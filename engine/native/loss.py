@@ -40,7 +40,9 @@ def beside_pytorch() -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(50, 24, generator=generator), torch.randn(300, 24, generator=generator)
     targets = torch.randint(0, len(weight), (len(hidden),), generator=generator)
-    ours, theirs = ([torch.empty(len(hidden)), torch.empty_like(hidden), torch.empty_like(weight)] for _ in range(2))
-    piece(hidden, weight, targets, *ours, False)
-    plain_piece(hidden, weight, targets, *theirs, False)
-    yield from zip(ours, theirs, strict=True)
+    found = []
+    for way in (piece, plain_piece):
+        losses, d_hidden, d_weight = torch.empty(len(hidden)), torch.empty_like(hidden), torch.empty_like(weight)
+        way(hidden, weight, targets, losses, d_hidden, d_weight, False)
+        found.append((losses, d_hidden, d_weight))
+    yield from zip(*found, strict=True)

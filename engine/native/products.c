@@ -6,7 +6,7 @@
 
 #include "tiles.h"
 
-enum { CHUNK = 48 };  // rows of a task, or half of that where there are few: multiples of ROWS
+enum { CHUNK = 64 };  // rows of a task, at most: all of the packed matrix is read again for each
 
 typedef struct {
     long rows, columns, depth;
@@ -17,8 +17,14 @@ typedef struct {
     const float *before;  // (rows, columns): what GELU was of; the result is multiplied by its derivative there; or null
     float *sums;          // (rows,): of the left matrix's rows, if its columns lie apart; or null
     float *packed;        // (panels, depth, PANEL)
-    long chunk;
+    long chunk;           // rows of a task
 } Product;
+
+// As many tasks for each thread, of whole fours of rows.
+static long chunk_of(long rows, long threads) {
+    long tasks = threads * ((rows + threads * CHUNK - 1) / (threads * CHUNK));
+    return ((rows + tasks - 1) / tasks + 3) / 4 * 4;
+}
 
 static long own_floats(long columns) { return CHUNK * (panels_of(columns) * PANEL + DEPTH); }
 
@@ -92,7 +98,7 @@ void multiply(long rows, long columns, long depth, const float *left, long left_
               const float *right, long right_row, long right_column, float *result, const float *bias,
               float *activated, const float *before, float *sums, float *scratch, long threads) {
     Product at = {rows, columns, depth, {left, left_row, left_column, 0}, {right, right_row, right_column, 0},
-                  result, bias, activated, before, sums, scratch, rows < 10 * CHUNK ? CHUNK / 2 : CHUNK};
+                  result, bias, activated, before, sums, scratch, chunk_of(rows, threads)};
     float *of_threads = scratch + panels_of(columns) * depth * PANEL;
 #pragma omp parallel num_threads(threads)
     {

@@ -34,16 +34,20 @@ INLINE void multiply_rows(const int rows, Matrix a, const float *b, float *c, lo
     vec sum[ROWS][VECTORS];
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < VECTORS; j++) sum[i][j] = add ? *(vec *)(c + i * stride + j * LANES) : (vec){0};
-    for (; blocks; blocks--, a.at += a.block)
+    for (; blocks; blocks--, a.at += a.block) {
+        const float *third[ROWS / 3 + 1];  // every third row: an address is one of these and 0, 1 or 2 times a.row
+        for (int i = 0; i < rows; i += 3) third[i / 3] = a.at + i * a.row;
 #pragma GCC unroll 4
         for (long k = 0; k < depth; k++, b += PANEL) {
             vec x[VECTORS];
             for (int j = 0; j < VECTORS; j++) x[j] = *(const vec *)(b + j * LANES);
             for (int i = 0; i < rows; i++) {
-                float y = a.at[i * a.row + k * a.column];
+                float y = third[i / 3][i % 3 * a.row];
                 for (int j = 0; j < VECTORS; j++) sum[i][j] += y * x[j];
             }
+            for (int i = 0; i < rows; i += 3) third[i / 3] += a.column;
         }
+    }
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < VECTORS; j++) *(vec *)(c + i * stride + j * LANES) = sum[i][j];
 }
@@ -67,11 +71,12 @@ INLINE void multiply_panel(long rows, Matrix a, const float *b, float *c, long s
     }
 }
 
-// e^x, to 1e-7 of it: x = n ln 2 + r, and a polynomial for e^r (Cephes' expf). Outside of [-87, 88] it is that of the
-// nearer end; of NaN it is NaN.
+// e^x, to 1e-7 of it: x = n ln 2 + r, and a polynomial for e^r (Cephes' expf). Outside of [-80, 80] it is that of the
+// nearer end, so that neither it nor what is made of it is a denormal, which takes some processors a hundred times as
+// long; of NaN it is NaN.
 INLINE float exponential(float x) {
-    x = -87.0f > x ? -87.0f : x;
-    x = 88.0f < x ? 88.0f : x;
+    x = -80.0f > x ? -80.0f : x;
+    x = 80.0f < x ? 80.0f : x;
     const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which its lowest bits are
     float n = x * 1.44269504f + shift;
     int32_t bits;
