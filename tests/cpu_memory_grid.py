@@ -5,7 +5,7 @@
 Needs about fifteen minutes on two cores with GCC and 4 GiB of memory; goes on where it left off. Each row is a whole
 run of three steps, with its validation, its sample and its checkpoint, in a process of its own, as
 `python -m engine.train` is: the peak of its resident memory. Such a run is too short to compile the lab's own kernels,
-so all in fp32 are measured again with them. A third of the rows, drawn with a fixed seed, is held back from any fitting.
+so those in fp32 are measured again with them. A third of the rows, drawn with a fixed seed, is held back from fitting.
 """
 
 from __future__ import annotations
