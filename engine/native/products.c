@@ -26,7 +26,7 @@ static long chunk_of(long rows, long threads) {
     return ((rows + tasks - 1) / tasks + 3) / 4 * 4;
 }
 
-static long own_floats(long columns) { return CHUNK * (panels_of(columns) * PANEL + DEPTH); }
+static long own_floats(long columns) { return CHUNK * (panels_of(columns) * PANEL + APART); }
 
 // The floats of scratch memory that `multiply` needs.
 long multiply_scratch(long columns, long depth, long threads) {
@@ -51,12 +51,11 @@ static void pack_panel(const Product *at, long panel) {
 }
 
 // Some columns of the left matrix as rows, for a chunk of its rows; adds them up into `totals`.
-static Matrix turned(Matrix left, long rows, long depth, float *to, float *totals) {
+static void turn_rows(Matrix left, long rows, long depth, float *to, float *totals) {
     float sum[CHUNK] = {0};
     for (long k = 0; k < depth; k++)
         for (long i = 0; i < rows; i++) sum[i] += to[k * CHUNK + i] = left.at[i + k * left.column];
     for (long i = 0; i < rows; i++) totals[i] += sum[i];
-    return (Matrix){to, 1, CHUNK, 0};
 }
 
 static void end_row(const Product *at, long row, const float *sums) {
@@ -79,14 +78,18 @@ static void multiply_chunk(const Product *at, long first, float *own) {
         long depth = least(DEPTH, at->depth - k);
         Matrix left = at->left;
         left.at += first * left.row + k * left.column;
+        float *copy = own + CHUNK * wide;
         int apart = left.row == 1;
-        if (apart) left = turned(left, rows, depth, own + CHUNK * wide, totals);
+        if (apart)
+            turn_rows(left, rows, depth, copy, totals);
+        else
+            copy_rows(left.at, left.row, rows, depth, copy);
         for (long column = 0; column < wide; column += PANEL) {
             const float *right = at->packed + column * at->depth + k * PANEL;
             if (apart)
-                multiply_panel(rows, (Matrix){left.at, 1, CHUNK, 0}, right, own + column, wide, depth, 1, k > 0);
+                multiply_panel(rows, (Matrix){copy, 1, CHUNK, 0}, right, own + column, wide, depth, 1, k > 0);
             else
-                multiply_panel(rows, (Matrix){left.at, left.row, 1, 0}, right, own + column, wide, depth, 1, k > 0);
+                multiply_panel(rows, (Matrix){copy, APART, 1, 0}, right, own + column, wide, depth, 1, k > 0);
         }
     }
     for (long i = 0; i < rows; i++) end_row(at, first + i, own + i * wide);

@@ -14,7 +14,8 @@ enum { LANES = 8, VECTORS = 3, ROWS = 4 };  // 12 of 16
 #else
 #error "needs AVX2 and FMA"
 #endif
-enum { PANEL = LANES * VECTORS, DEPTH = 192 };  // a panel of that many rows stays in the first cache
+enum { PANEL = LANES * VECTORS };
+enum { DEPTH = 192, APART = DEPTH + 16 };  // a panel of that many rows stays in the first cache; see copy_rows
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4 * LANES)));
 #define INLINE static inline __attribute__((always_inline))
@@ -27,6 +28,12 @@ typedef struct {
     const float *at;
     long row, column, block;
 } Matrix;
+
+// Some columns of rows, to rows that lie APART: at a distance of some powers of two they would share few places in the
+// cache, and of a constant one their addresses need no registers.
+static void copy_rows(const float *from, long distance, long rows, long columns, float *to) {
+    for (long i = 0; i < rows; i++) memcpy(to + i * APART, from + i * distance, columns * sizeof(float));
+}
 
 // c (rows, PANEL) = a (rows, blocks * depth) @ b (blocks * depth, PANEL), or added to it. `rows` is a constant.
 INLINE void multiply_rows(const int rows, Matrix a, const float *b, float *c, long stride, long depth, long blocks,
