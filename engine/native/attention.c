@@ -54,6 +54,17 @@ static void split(const float *from, long apart, long rows, long size, float *to
         for (long k = 0; k < size; k++) to[(k / PANEL * PANEL + j) * PANEL + k % PANEL] = from[j * apart + k];
 }
 
+// to (rows, PANEL) = a (rows, size), rows `apart`, times b (size, PANEL).
+static void times_panel(const float *a, long apart, const float *b, long rows, long size, float *to) {
+    multiply_panel(rows, (Matrix){a, apart, 1, 0}, b, to, PANEL, size, 1, 0);
+}
+
+// to (keys, wide) += a (keys, PANEL) times b, (PANEL, wide) in panels of columns.
+static void add_products(const float *a, const float *b, long keys, long wide, float *to) {
+    for (long column = 0; column < wide; column += PANEL)
+        multiply_panel(keys, (Matrix){a, PANEL, 1, 0}, b + column * PANEL, to + column, wide, PANEL, 1, 1);
+}
+
 // to (size, PANEL) = sum over keys of a (keys, size) and b (keys, PANEL).
 static void over_keys(const float *a, long apart, const float *b, long keys, long size, float *to) {
     for (long k = 0; k < keys; k += DEPTH) {
@@ -81,7 +92,7 @@ static void forward_panel(const Attention *at, const Head *head, long first, flo
     float *scores = own, *query = scores + panels_of(at->length) * PANEL * PANEL, *out = query + PANEL * size;
     float most[PANEL], sum[PANEL] = {0};
     transpose(head->query + first * head->apart, head->apart, some, size, 1 / sqrtf(size), query);
-    multiply_panel(keys, (Matrix){head->key, head->apart, 1, 0}, query, scores, PANEL, size, 1, 0);
+    times_panel(head->key, head->apart, query, keys, size, scores);
     hide_future(scores, keys, first, -INFINITY);
     for (long j = 0; j < PANEL; j++) most[j] = -INFINITY;
     for (long k = 0; k < keys; k++)
@@ -116,16 +127,13 @@ static void backward_panel(const Attention *at, const Head *head, long first, fl
         const float *out = head->out + (first + j) * head->out_apart;
         for (long k = 0; k < size; k++) delta[j] += out[k] * of_out[j * head->out_apart + k];
     }
-    multiply_panel(keys, (Matrix){head->key, head->apart, 1, 0}, query, p, PANEL, size, 1, 0);
+    times_panel(head->key, head->apart, query, keys, size, p);
     exponentials(p, keys, first, log_sums);
-    multiply_panel(keys, (Matrix){head->value, head->apart, 1, 0}, d_out, d, PANEL, size, 1, 0);
+    times_panel(head->value, head->apart, d_out, keys, size, d);
     for (long k = 0; k < keys; k++)
         for (long j = 0; j < PANEL; j++) d[k * PANEL + j] = p[k * PANEL + j] * (d[k * PANEL + j] - delta[j]) * scale;
-    for (long column = 0; column < wide; column += PANEL) {
-        Matrix left = {p, PANEL, 1, 0}, right = {d, PANEL, 1, 0};
-        multiply_panel(keys, left, d_rows + column * PANEL, d_value + column, wide, PANEL, 1, 1);
-        multiply_panel(keys, right, rows + column * PANEL, d_key + column, wide, PANEL, 1, 1);
-    }
+    add_products(p, d_rows, keys, wide, d_value);
+    add_products(d, rows, keys, wide, d_key);
     over_keys(head->key, head->apart, d, keys, size, query);
     for (long j = 0; j < some; j++)
         for (long k = 0; k < size; k++) head->d_query[(first + j) * head->apart + k] = query[k * PANEL + j];

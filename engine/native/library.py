@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 # -O3 and GCC's own vectors; no rule of IEEE is given up but errno and traps, which nobody reads
-FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
+FLAGS = ["-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS += ["-fopenmp", "-fPIC"]
 FOLDER = Path(__file__).parent
 TIMEOUT_S = 60
 
@@ -60,18 +61,31 @@ def _load() -> ctypes.CDLL:
     if gcc is None:
         raise RuntimeError("there is no C compiler (gcc) on this machine.")
     with tempfile.TemporaryDirectory(prefix="lab-native-") as folder:
-        target = Path(folder) / "native.so"
-        sources = [str(path) for path in sorted(FOLDER.glob("*.c"))]
-        link = ["-shared", "-fPIC", "-Wl,--as-needed", _openmp(), "-lm", "-o", str(target)]
-        done = subprocess.run(
-            [gcc, *FLAGS, *sources, *link], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(next((line for line in done.stderr.splitlines() if "error" in line), "gcc failed."))
-        found = ctypes.CDLL(str(target))
+        parts = [(str(path), f"{folder}/{path.stem}.o") for path in sorted(FOLDER.glob("*.c"))]
+        target, objects = f"{folder}/native.so", [part for _, part in parts]
+        _run([[gcc, *FLAGS, "-c", source, "-o", part] for source, part in parts])
+        _run([[gcc, "-shared", *objects, "-Wl,--as-needed", _openmp(), "-lm", "-o", target]])
+        found = ctypes.CDLL(target)
     for name in ("loss_scratch", "multiply_scratch", "attention_scratch"):
         getattr(found, name).restype = ctypes.c_long
     return found
+
+
+def _run(commands: list[list[str]]) -> None:
+    """All at once.
+
+    Raises:
+        RuntimeError, subprocess.TimeoutExpired: one has failed; it says why.
+    """
+    started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    try:
+        told = [process.communicate(timeout=TIMEOUT_S)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()  # nothing, where it is done
+    for process, errors in zip(started, told, strict=True):
+        if process.returncode:
+            raise RuntimeError(next((line for line in errors.splitlines() if "error" in line), "gcc failed."))
 
 
 def _openmp() -> str:

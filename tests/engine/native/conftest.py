@@ -19,7 +19,7 @@ def compiled(*flags: str) -> object:
     """The library, compiled with more flags."""
     flags_before = library.FLAGS
     try:
-        library.FLAGS = (*flags_before, *flags)  # type: ignore[assignment]
+        library.FLAGS = [*flags_before, *flags]
         return library._load()
     finally:
         library.FLAGS = flags_before
