@@ -248,7 +248,7 @@ class TrainConfig:
         "On a GPU: off runs every operation by itself; on fuses them by compilation, which takes 10 to 40 seconds "
         "after the first steps, and replays a step as one CUDA graph; auto replays in a process that trains alone, and "
         "compiles runs long enough to gain by it. On a CPU in fp32: on computes with the lab's own kernels, which GCC "
-        "compiles in a second or two; auto does so for runs of some ten seconds or more, off never does. Without GCC "
+        "compiles in about a second; auto does so for runs of four seconds or more, off never does. Without GCC "
         "PyTorch's do the work.",
         label="Compilation",
         group="Compute",

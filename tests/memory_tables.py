@@ -74,7 +74,7 @@ def groups(rows: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
             word = f"`{value}`" if isinstance(value, str) else f"checkpointing {'on' if value else 'off'}"
             yield word, [row for row in rows if row[name] == value]
     if rows is CPU["rows"]:
-        for word, value in (("computed by PyTorch", "auto"), ("by the lab's own kernels", "on")):
+        for word, value in (("computed by PyTorch", "off"), ("by the lab's own kernels", "on")):
             yield word, [row for row in rows if row["compile"] == value]
 
 

@@ -96,10 +96,10 @@ def test_a_choice_decides_what_is_compiled(h100: None) -> None:
 def test_a_cpus_kernels_are_compiled_for_runs_that_gain_more_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step of nano with two threads takes 0.3 s at best, of which they save 15 % at least."""
     config = TrainConfig(precision="fp32", threads=2, epochs=10**6)
-    worth = round(1.5 / (0.15 * 1024 * flops_per_token(config.model) / 2e11))
-    assert 20 < worth < 50
+    worth = round(0.6 / (0.15 * 1024 * flops_per_token(config.model) / 2e11))
+    assert 8 < worth < 20
     monkeypatch.setattr(native, "suits", lambda: True)
-    short, long = (make_plan(replace(config, max_steps=worth + more), 10**6, 0) for more in (-5, 5))
+    short, long = (make_plan(replace(config, max_steps=worth + more), 10**6, 0) for more in (-2, 2))
     assert [builds_native(plan, CPU) for plan in (short, long)] == [False, True]
     for changes in ({"compile": "off"}, {"precision": "bf16"}):
         assert not builds_native(replace(long, config=replace(long.config, **changes)), CPU)
