@@ -26,7 +26,7 @@ COMPILE_S = 2.0  # to compile a layer, at most
 # Of each layer in each pass, and as a share of what its operations would take in bf16:
 SAVED_WITH_ALL_KERNELS, SAVED, SAVED_IN_FP8 = (17e-6, 0.002), (40e-6, 0.03), (40e-6, 1.1)
 FLOPS_PER_CORE = 3e12  # what a multiprocessor was seen to do a second in bf16 (132 of them: 400 TFLOP/s)
-# Seconds to compile a CPU's kernels; what a core does a second in fp32, at best; the least that they save (on Intel's).
+# Seconds to compile a CPU's kernels; what a core is taken to do a second in fp32; what they save at least (on Intel's).
 NATIVE_COMPILE_S, FLOPS_PER_CPU_CORE, SAVED_BY_NATIVE = 0.6, 1e11, 0.15
 STEPS_BEFORE_RECORDING = 4  # libraries set themselves up in their first calls, which cannot be recorded
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine import cublaslt, linear_cuda, perceptron_cuda
+from engine import cublaslt, linear_cuda, native, perceptron_cuda
 from engine.attention import Attend
 from engine.config import TrainConfig
 from engine.loss import Piece
@@ -111,18 +111,16 @@ def choose_kernels(
     )
 
 
-def _native_kernels(config: TrainConfig, device: torch.device) -> Kernels:
-    from engine import native
+_LACKS_NATIVE = "The lab's own kernels for a CPU cannot be compiled here, so a step takes longer:"
 
+
+def _native_kernels(config: TrainConfig, device: torch.device) -> Kernels:
     if reason := native.why_not(device):
         return Kernels(lacking=(f"{_LACKS_NATIVE} {reason}",))
     fused = config.attention_impl == "sdpa" and config.dropout == 0
     names = {"attention": C if fused else PYTORCH, "products": C, "perceptron": C, "loss": C}
     own = Native(native.attend if fused else None, native.linear, native.perceptron, native.piece)
     return Kernels(native=own, names=names)
-
-
-_LACKS_NATIVE = "The lab's own kernels for a CPU cannot be compiled here, so a step takes longer:"
 
 
 def forget_trials() -> None:

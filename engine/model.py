@@ -194,12 +194,12 @@ class GPT(nn.Module):
     def use_kernels(self, kernels: Kernels) -> None:
         """Train with what is best for a device. `manual` attention and fp8 layers stay."""
         native = kernels.native
+        self.loss_piece = native.loss if native else plain_piece
         for block in cast(list[Block], [*self.blocks]):
-            if native:
-                block.attention.attend = native.attend or block.attention.attend
-                block.attention.qkv.native = block.attention.projection.native = native.linear
-                block.native_perceptron = native.perceptron
+            block.attention.qkv.native = block.attention.projection.native = native.linear if native else None
+            block.native_perceptron = native.perceptron if native else None
             if block.attention.attend is not manual_attention:
+                block.attention.attend = (native and native.attend) or fused_attention
                 block.attention.kernel = kernels.attention
             if not isinstance(block.expand, Float8Linear):
                 block.fused_perceptron = kernels.perceptron
@@ -207,8 +207,6 @@ class GPT(nn.Module):
             block.norm1.kernels = block.norm2.kernels = kernels.norm
         self.norm.kernels = kernels.norm
         self.embed = kernels.embedding
-        if native:
-            self.loss_piece = native.loss
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:

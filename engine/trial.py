@@ -15,12 +15,13 @@ TOLERANCE = 0.02  # of a result's norm: several times what bf16 rounds, and far 
 Pairs = Iterable[tuple[Tensor, Tensor]]  # the same by a kernel and by PyTorch
 
 
-def why_not(beside_pytorch: Callable[[], Pairs], device: torch.device) -> str:
+def why_not(beside_pytorch: Callable[[], Pairs], device: torch.device, tolerance: float = TOLERANCE) -> str:
     """Try a kernel.
 
     Args:
         beside_pytorch: computes the same things by the kernel and by PyTorch.
         device: where; it becomes the current one meanwhile.
+        tolerance: how far results may be apart, as a share of their norm.
 
     Returns:
         The reason why it cannot be used, in one line; "" when it can.
@@ -30,7 +31,7 @@ def why_not(beside_pytorch: Callable[[], Pairs], device: torch.device) -> str:
     """
     try:
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            if all(_alike(ours, theirs) for ours, theirs in beside_pytorch()):
+            if all(_alike(ours, theirs, tolerance) for ours, theirs in beside_pytorch()):
                 return ""
         return "it computes something else."
     except Exception as error:  # no Triton, no C compiler, no headers, another library, a card too old or too new
@@ -39,5 +40,5 @@ def why_not(beside_pytorch: Callable[[], Pairs], device: torch.device) -> str:
         return first_line(error)
 
 
-def _alike(ours: Tensor, theirs: Tensor) -> bool:
-    return bool((ours.float() - theirs.float()).norm() <= TOLERANCE * theirs.float().norm())
+def _alike(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
+    return bool((ours.float() - theirs.float()).norm() <= tolerance * theirs.float().norm())

@@ -69,7 +69,7 @@ def measure_training(config: TrainConfig, seconds: float = 10.0) -> TrainingSpee
     """Train for about so many seconds after warming up.
 
     Args:
-        config: checked, with device, precision and threads filled in. `compile="auto"` compiles nothing here: a
+        config: checked, with device, precision and threads filled in. `compile="auto"` compiles nothing on a GPU: a
             benchmark is too short to gain by it.
 
     Raises:

@@ -13,14 +13,16 @@ from itertools import chain
 import torch
 
 from engine import trial
+from engine.errors import first_line
 from engine.native import attention, layers, loss
 from engine.native.attention import attend
 from engine.native.layers import linear, multiply, perceptron
-from engine.native.library import compiler, suits
+from engine.native.library import compiler, loaded, suits
 from engine.native.loss import piece
 
 __all__ = ["VERSION", "attend", "compiler", "linear", "multiply", "perceptron", "piece", "suits", "why_not"]
 
+TOLERANCE = 1e-5  # of a result's norm: some times what fp32 rounds
 VERSION = 1  # of what they round: one more whenever a change of theirs changes a last bit
 
 
@@ -28,8 +30,12 @@ def why_not(device: torch.device) -> str:
     """Compile and try them, as `engine.trial.why_not`; "" when they can be used."""
     if not suits():
         return "they are made for Linux on x86-64 with AVX2."
+    try:
+        loaded()
+    except Exception as error:  # no GCC, or one that fails, be it for want of memory: this process has its own
+        return first_line(error)
 
     def beside_pytorch() -> trial.Pairs:
         return chain(attention.beside_pytorch(), layers.beside_pytorch(), loss.beside_pytorch())
 
-    return trial.why_not(beside_pytorch, device)
+    return trial.why_not(beside_pytorch, device, TOLERANCE)

@@ -33,25 +33,15 @@ def multiply(
         before: the result is multiplied by GELU's derivative there, (M, N).
         sums: become those of the left matrix's rows, (M,); it has to be a transpose.
     """
-    rows, depth, columns, threads = *left.shape, right.size(1), torch.get_num_threads()
+    (rows, depth), columns, threads = left.shape, right.size(1), torch.get_num_threads()
     result = left.new_empty(rows, columns)
+    vectors = (result, bias, activated, before, sums)
+    assert all(v is None or v.is_contiguous() for v in vectors) and 1 in left.stride() and 1 in right.stride()
+    assert sums is None or left.stride(0) == 1
     memory = scratch(call("multiply_scratch", columns, depth, threads))
-    shape, strides = (rows, columns, depth), (left.stride(), right.stride())
-    call(
-        "multiply",
-        *shape,
-        left,
-        *strides[0],
-        right,
-        *strides[1],
-        result,
-        bias,
-        activated,
-        before,
-        sums,
-        memory,
-        threads,
-    )
+    (l_row, l_column), (r_row, r_column) = left.stride(), right.stride()
+    matrices = (left, l_row, l_column, right, r_row, r_column)
+    call("multiply", rows, columns, depth, *matrices, *vectors, memory, threads)
     return result
 
 
@@ -93,26 +83,40 @@ class _Perceptron(torch.autograd.Function):
         return multiply(d_before, w1), *_gradients(d_before, x), d_w2, d_b2
 
 
+FEW = 96  # rows, from which on packing the weights pays; samples are drawn from fewer
+
+
+def _by_pytorch(rows: Tensor) -> bool:
+    """Whether PyTorch's operations do it, by the shape alone: without gradients, and few rows or none."""
+    return not len(rows) or (len(rows) < FEW and not torch.is_grad_enabled())
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """(..., I), (O, I), (O,) -> (..., O); differentiable once."""
-    y: Tensor = _Linear.apply(x.reshape(-1, x.size(-1)).contiguous(), weight, bias)
-    return y.view(*x.shape[:-1], -1)
+    rows = x.reshape(-1, x.size(-1)).contiguous()
+    y: Tensor = F.linear(rows, weight, bias) if _by_pytorch(rows) else _Linear.apply(rows, weight, bias)
+    return y.view(*x.shape[:-1], len(weight))
 
 
 def perceptron(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     """A linear layer, GELU (tanh's form) and another: (..., D), (F, D), (F,), (D, F), (D,) -> (..., D); once."""
-    y: Tensor = _Perceptron.apply(x.reshape(-1, x.size(-1)).contiguous(), w1, b1, w2, b2)
+    rows = x.reshape(-1, x.size(-1)).contiguous()
+    y = _plain_perceptron(rows, w1, b1, w2, b2) if _by_pytorch(rows) else _Perceptron.apply(rows, w1, b1, w2, b2)
     return y.view_as(x)
+
+
+def _plain_perceptron(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    return F.linear(F.gelu(F.linear(x, w1, b1), approximate="tanh"), w2, b2)
 
 
 def beside_pytorch() -> Iterator[tuple[Tensor, Tensor]]:
     """What is computed here and by PyTorch, of small layers: results and gradients, in pairs."""
     generator = torch.Generator().manual_seed(0)
-    shapes = ((50, 24), (40, 24), (40,), (24, 40), (24,))
-    x, w1, b1, w2, b2 = parts = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    shapes = ((200, 24), (400, 24), (400,), (24, 400), (24,))
+    x, w1, b1, _, _ = parts = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
     for ours, theirs, of in (
         (linear(x, w1, b1), F.linear(x, w1, b1), parts[:3]),
-        (perceptron(*parts), F.linear(F.gelu(F.linear(x, w1, b1), approximate="tanh"), w2, b2), parts),
+        (perceptron(*parts), _plain_perceptron(*parts), parts),
     ):
         yield ours, theirs
         yield from zip(_derived(ours, of), _derived(theirs, of), strict=True)

@@ -1,7 +1,7 @@
 """The C next to this file as a library of this process: compiled for this processor, loaded, called.
 
-It is compiled anew in each process, which takes a second, and its file is deleted once it is loaded: nothing is left
-that could be stale, or changed by others.
+It is compiled anew in each process, which takes a second or less, and its file is deleted once it is loaded: nothing is
+left that could be stale, or changed by others.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-# -O3 and GCC's own vectors; no rule of IEEE is given up but errno and traps, which nobody reads
+# Of IEEE's rules only errno and traps are given up, which nobody reads; a product and a sum may round once, not twice
 FLAGS = ["-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math"]
-FLAGS += ["-fopenmp", "-fPIC"]
+FLAGS += ["-ffp-contract=fast", "-fopenmp", "-fPIC"]
 FOLDER = Path(__file__).parent
 TIMEOUT_S = 60
 
 _lock = threading.Lock()
 _loaded: list[ctypes.CDLL] = []
+_version = ""  # of the GCC that compiled it
 _local = threading.local()
 
 
@@ -36,15 +38,11 @@ def suits() -> bool:
 
 
 def compiler() -> str:
-    """GCC's version; "" when there is no GCC."""
-    path = shutil.which("gcc")
-    if path is None:
-        return ""
-    told = subprocess.run([path, "-dumpfullversion"], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    return told.stdout.strip()
+    """The version of the GCC that compiled the library; "" when none has."""
+    return _version
 
 
-def library() -> ctypes.CDLL:
+def loaded() -> ctypes.CDLL:
     """The library, compiled when it is asked for the first time.
 
     Raises:
@@ -57,6 +55,7 @@ def library() -> ctypes.CDLL:
 
 
 def _load() -> ctypes.CDLL:
+    global _version
     gcc = shutil.which("gcc")
     if gcc is None:
         raise RuntimeError("there is no C compiler (gcc) on this machine.")
@@ -66,26 +65,29 @@ def _load() -> ctypes.CDLL:
         _run([[gcc, *FLAGS, "-c", source, "-o", part] for source, part in parts])
         _run([[gcc, "-shared", *objects, "-Wl,--as-needed", _openmp(), "-lm", "-o", target]])
         found = ctypes.CDLL(target)
+    _version = _run([[gcc, "-dumpfullversion"]])[0].strip()
     for name in ("loss_scratch", "multiply_scratch", "attention_scratch"):
         getattr(found, name).restype = ctypes.c_long
     return found
 
 
-def _run(commands: list[list[str]]) -> None:
-    """All at once.
+def _run(commands: list[list[str]]) -> list[str]:
+    """All at once; returns what each prints.
 
     Raises:
         RuntimeError, subprocess.TimeoutExpired: one has failed; it says why.
     """
-    started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(command, **pipes) for command in commands]
     try:
-        told = [process.communicate(timeout=TIMEOUT_S)[1] for process in started]
+        told = [process.communicate(timeout=TIMEOUT_S) for process in started]
     finally:
         for process in started:
             process.kill()  # nothing, where it is done
-    for process, errors in zip(started, told, strict=True):
+    for process, (_, errors) in zip(started, told, strict=True):
         if process.returncode:
             raise RuntimeError(next((line for line in errors.splitlines() if "error" in line), "gcc failed."))
+    return [printed for printed, _ in told]
 
 
 def _openmp() -> str:
@@ -99,15 +101,22 @@ def _openmp() -> str:
 
 
 def call(name: str, *arguments: Tensor | int | None) -> int:
-    """Call a function whose whole numbers are `long`, and whose tensors are contiguous or told with their strides."""
-    return int(
-        getattr(library(), name)(
-            *(
-                ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else None if a is None else ctypes.c_long(a)
-                for a in arguments
-            )
-        )
-    )
+    """Call a function whose whole numbers are `long`, and whose tensors are contiguous or told with their strides.
+
+    Raises:
+        TypeError: a tensor is not in fp32 or int64, or not on the CPU.
+    """
+    return int(getattr(loaded(), name)(*map(_argument, arguments)))
+
+
+def _argument(value: Tensor | int | None) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        return ctypes.c_long(value)
+    if value.dtype not in (torch.float32, torch.int64) or value.device.type != "cpu":
+        raise TypeError(f"The kernels in C take fp32 on a CPU, not {value.dtype} on {value.device}.")
+    return ctypes.c_void_p(value.data_ptr())
 
 
 def scratch(floats: int) -> Tensor:
@@ -116,5 +125,5 @@ def scratch(floats: int) -> Tensor:
     memory: Tensor | None = getattr(_local, "memory", None)
     if memory is None or len(memory) < floats:
         _local.memory = None  # first what there was goes
-        memory = _local.memory = torch.empty(floats)
+        memory = _local.memory = torch.empty(floats, dtype=torch.float32, device="cpu")
     return memory

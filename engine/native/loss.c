@@ -5,6 +5,7 @@
 // far, and sums shrink when a larger one comes. They are written to memory once; the second pass reads them once, for
 // the gradient of the weights, when each token's sum is known. A thread has its own tokens in the first pass and takes
 // its share of tiles in the second, so the number of threads decides no bit.
+#include <float.h>
 #include <omp.h>
 
 #include "tiles.h"
@@ -46,7 +47,7 @@ static void begin_panel(const Loss *at, long panel) {
 }
 
 // Let a panel's sums be of logits less new largest ones, where a tile has any.
-static void raise(const Loss *at, long panel, const float *logits, long rows, double *sums) {
+static void raise_largest(const Loss *at, long panel, const float *logits, long rows, double *sums) {
     float most[PANEL], shrink[PANEL], *largest = at->largest + panel * PANEL;
     float *gradient = at->gradient + panel * at->width * PANEL;
     int changed = 0;
@@ -74,7 +75,7 @@ static void add_tile(const Loss *at, long tile, long panel, float *x, double *su
         long t = panel * PANEL + j, row = t < at->tokens ? at->target[t] - begin : -1;
         if (row >= 0 && row < rows) of_targets[j] = x[row * PANEL + j];
     }
-    raise(at, panel, x, rows, sums);
+    raise_largest(at, panel, x, rows, sums);
     const float *largest = at->largest + panel * PANEL;
     float sum[PANEL] = {0};
     for (long v = 0; v < rows; v++)
@@ -101,11 +102,12 @@ static void end_panel(const Loss *at, long panel, const double *sums, const floa
 }
 
 static void first_pass(const Loss *at, long first, long last, float *own) {
+    if (first == last) return;  // more threads than panels
     double sums[last - first][PANEL];
     float of_targets[last - first][PANEL];
     for (long panel = first; panel < last; panel++) {
         begin_panel(at, panel);
-        for (long j = 0; j < PANEL; j++) at->largest[panel * PANEL + j] = -INFINITY, sums[panel - first][j] = 0;
+        for (long j = 0; j < PANEL; j++) at->largest[panel * PANEL + j] = -FLT_MAX, sums[panel - first][j] = 0;
     }
     for (long tile = 0; tile < at->tiles; tile++)
         for (long panel = first; panel < last; panel++) {
@@ -169,8 +171,9 @@ void linear_cross_entropy(long tokens, long width, long vocabulary, const float 
                           const int64_t *target, float *loss, float *d_hidden, float *d_weight, long add,
                           float *scratch, long threads) {
     long panels = panels_of(tokens), tiles = (vocabulary + TILE - 1) / TILE;
-    Loss at = {tokens, width, vocabulary, hidden, weight, target, loss, d_hidden, d_weight, add, panels, tiles};
-    at.wide = panels_of(width) * PANEL;
+    Loss at = {.tokens = tokens, .width = width, .vocabulary = vocabulary, .hidden = hidden, .weight = weight,
+               .target = target, .loss = loss, .d_hidden = d_hidden, .d_weight = d_weight, .add = add,
+               .panels = panels, .tiles = tiles, .wide = panels_of(width) * PANEL};
     at.exponentials = scratch;
     at.packed = at.exponentials + tiles * panels * TILE * PANEL;
     at.gradient = at.packed + panels * PANEL * width;

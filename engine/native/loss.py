@@ -29,7 +29,7 @@ def piece(
         raise IndexError("A target is outside of the vocabulary.")
     (tokens, width), vocabulary, threads = hidden.shape, len(weight), torch.get_num_threads()
     memory = scratch(call("loss_scratch", tokens, width, vocabulary, threads))
-    contiguous = (hidden.contiguous(), weight.contiguous(), targets.contiguous())
+    contiguous = (hidden.contiguous(), weight.contiguous(), targets.long().contiguous())
     call(
         "linear_cross_entropy", tokens, width, vocabulary, *contiguous, losses, d_hidden, d_weight, add, memory, threads
     )
@@ -38,7 +38,7 @@ def piece(
 def beside_pytorch() -> Iterator[tuple[Tensor, Tensor]]:
     """What is computed here and by PyTorch, of a small vocabulary: losses and gradients, in pairs."""
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = torch.randn(50, 24, generator=generator), torch.randn(300, 24, generator=generator)
+    hidden, weight = torch.randn(200, 24, generator=generator), torch.randn(300, 24, generator=generator)
     targets = torch.randint(0, len(weight), (len(hidden),), generator=generator)
     found = []
     for way in (piece, plain_piece):

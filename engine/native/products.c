@@ -8,6 +8,8 @@
 
 enum { CHUNK = 64 };  // rows of a task, at most: all of the packed matrix is read again for each
 
+enum { APART = DEPTH + 16 };
+
 typedef struct {
     long rows, columns, depth;
     Matrix left, right;   // (rows, depth), (depth, columns)
@@ -56,6 +58,12 @@ static void turn_rows(Matrix left, long rows, long depth, float *to, float *tota
     for (long k = 0; k < depth; k++)
         for (long i = 0; i < rows; i++) sum[i] += to[k * CHUNK + i] = left.at[i + k * left.column];
     for (long i = 0; i < rows; i++) totals[i] += sum[i];
+}
+
+// Some columns of rows, to rows that lie APART: at a distance of some powers of two they would share few places in the
+// cache, and of a constant one their addresses need no registers.
+static void copy_rows(const float *from, long distance, long rows, long columns, float *to) {
+    for (long i = 0; i < rows; i++) memcpy(to + i * APART, from + i * distance, columns * sizeof(float));
 }
 
 static void end_row(const Product *at, long row, const float *sums) {

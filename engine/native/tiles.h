@@ -15,7 +15,7 @@ enum { LANES = 8, VECTORS = 3, ROWS = 4 };  // 12 of 16
 #error "needs AVX2 and FMA"
 #endif
 enum { PANEL = LANES * VECTORS };
-enum { DEPTH = 192, APART = DEPTH + 16 };  // a panel of that many rows stays in the first cache; see copy_rows
+enum { DEPTH = 192 };  // a panel of that many rows stays in the first cache
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4 * LANES)));
 #define INLINE static inline __attribute__((always_inline))
@@ -28,12 +28,6 @@ typedef struct {
     const float *at;
     long row, column, block;
 } Matrix;
-
-// Some columns of rows, to rows that lie APART: at a distance of some powers of two they would share few places in the
-// cache, and of a constant one their addresses need no registers.
-static void copy_rows(const float *from, long distance, long rows, long columns, float *to) {
-    for (long i = 0; i < rows; i++) memcpy(to + i * APART, from + i * distance, columns * sizeof(float));
-}
 
 // c (rows, PANEL) = a (rows, blocks * depth) @ b (blocks * depth, PANEL), or added to it. `rows` is a constant.
 INLINE void multiply_rows(const int rows, Matrix a, const float *b, float *c, long stride, long depth, long blocks,
@@ -79,8 +73,7 @@ INLINE void multiply_panel(long rows, Matrix a, const float *b, float *c, long s
 }
 
 // e^x, to 1e-7 of it: x = n ln 2 + r, and a polynomial for e^r (Cephes' expf). Outside of [-80, 80] it is that of the
-// nearer end, so that neither it nor what is made of it is a denormal, which takes some processors a hundred times as
-// long; of NaN it is NaN.
+// nearer end, far from denormals, which take some processors a hundred times as long; of NaN it is NaN.
 INLINE float exponential(float x) {
     x = -80.0f > x ? -80.0f : x;
     x = 80.0f < x ? 80.0f : x;

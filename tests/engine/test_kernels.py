@@ -18,7 +18,7 @@ import engine
 from engine import cublaslt, linear_cuda, loss_cuda, native, perceptron_cuda
 from engine.attention import fused_attention
 from engine.config import ModelConfig, TrainConfig
-from engine.kernels import Kernels, choose_kernels, forget_trials
+from engine.kernels import Kernels, Native, choose_kernels, forget_trials
 from engine.loss import plain_rows
 from engine.loss_cuda import plain_scale
 from engine.model import GPT, Block
@@ -109,6 +109,15 @@ def test_a_cpu_has_kernels_in_c(changes: dict[str, Any], attention: str, monkeyp
         assert block.attention.qkv.native is block.attention.projection.native is native.linear
         assert block.native_perceptron is native.perceptron
     assert model.loss_piece is native.piece
+
+
+def test_kernels_can_be_taken_back() -> None:
+    model = GPT(TINY)
+    before = {**vars(model), **vars(model.blocks[0]), **vars(model.blocks[0].attention)}  # type: ignore[arg-type]
+    model.use_kernels(Kernels(other, other, other, native=Native(other, other, other, other)))
+    model.use_kernels(Kernels())
+    after = {**vars(model), **vars(model.blocks[0]), **vars(model.blocks[0].attention)}  # type: ignore[arg-type]
+    assert after == before
 
 
 def test_kernels_in_c_that_cannot_be_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

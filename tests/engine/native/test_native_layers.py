@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.native import linear, multiply, perceptron
+from engine.native import layers, linear, multiply, perceptron
 
 sizes = st.one_of(st.integers(1, 60), st.integers(180, 400))
 
@@ -76,6 +76,32 @@ def test_layers_and_all_their_gradients(shape: tuple[int, ...]) -> None:
         wanted = torch.autograd.grad((theirs * weights).sum(), exact[:count], retain_graph=True)
         for mine, other in zip(found, wanted, strict=True):
             close(mine, other)
+
+
+def test_few_rows_without_gradients_are_pytorchs_and_many_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To pack the weights for some rows takes longer than the product. Samples are drawn with few."""
+    used: list[int] = []
+    own = layers.multiply
+    monkeypatch.setattr(
+        layers, "multiply", lambda left, *rest, **more: used.append(len(left)) or own(left, *rest, **more)
+    )
+    w, b = numbers(8, 24), numbers(8, seed=1)
+    for rows in (1, layers.FEW - 1, layers.FEW):
+        with torch.no_grad():
+            close(linear(numbers(rows, 24), w, b), F.linear(numbers(rows, 24).double(), w.double(), b.double()))
+    assert used == [layers.FEW]
+    linear(numbers(5, 24), w, b)
+    assert used == [layers.FEW, 5]
+    assert linear(numbers(1, 24)[:0], w, b).shape == (0, 8)
+
+
+def test_what_cannot_be_told_to_c_is_refused() -> None:
+    a, b, apart = numbers(6, 6), numbers(6, 6), numbers(12)[::2]
+    for arguments in ({"bias": apart}, {"sums": torch.empty(6)}):  # sums are of a transpose
+        with pytest.raises(AssertionError):
+            multiply(a, b, **arguments)
+    with pytest.raises(AssertionError):
+        multiply(numbers(6, 12)[:, ::2], b)
 
 
 def test_a_tensor_that_is_not_contiguous() -> None:

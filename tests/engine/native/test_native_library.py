@@ -26,14 +26,14 @@ def not_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_it_is_compiled_once_and_leaves_no_file(not_loaded: Path) -> None:
-    first = library.library()
-    assert library.library() is first
+    first = library.loaded()
+    assert library.loaded() is first
     assert [*not_loaded.iterdir()] == []
 
 
 def test_threads_are_those_of_pytorch(not_loaded: Path) -> None:
     """One library of OpenMP in a process, else two pools of threads look on for each other's cores."""
-    library.library()
+    library.loaded()
     lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     mapped = {line.split(maxsplit=5)[5] for line in lines if "omp" in line.rpartition("/")[2]}
     assert mapped == {library._openmp()}
@@ -42,12 +42,12 @@ def test_threads_are_those_of_pytorch(not_loaded: Path) -> None:
 def test_no_compiler(not_loaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(not_loaded))
     assert native.why_not(CPU) == "RuntimeError: there is no C compiler (gcc) on this machine."
-    assert native.compiler() == ""
 
 
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
+        ("echo 'cc1: fatal error: out of memory allocating 65536 bytes' >&2; exit 1", "out of memory"),
         ("echo 'x.c:1: fatal error: omp.h: No such file' >&2; exit 1", "fatal error: omp.h: No such file"),
         ("exit 1", "gcc failed"),
         ("exit 0", "cannot open shared object file"),
@@ -87,6 +87,27 @@ def test_other_machines_keep_to_pytorch(what: str, value: str, monkeypatch: pyte
     assert "Linux on x86-64" in native.why_not(CPU)
 
 
-def test_the_compiler_is_told_by_its_version() -> None:
+@pytest.mark.parametrize(
+    "wrong", [torch.zeros(4, 4, dtype=torch.bfloat16), torch.zeros(4, 4).double(), torch.zeros(4, 4, device="meta")]
+)
+def test_what_is_not_fp32_on_a_cpu_is_refused(wrong: torch.Tensor) -> None:
+    """C would take its bytes for others."""
+    right = torch.zeros(4, 4)
+    for left, other in ((wrong, right), (right, wrong)):
+        with pytest.raises(TypeError, match="fp32 on a CPU"):
+            native.multiply(left, other)
+
+
+def test_scratch_memory_is_in_fp32_whatever_the_default_is() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        library._local.memory = None
+        assert library.scratch(10).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_the_compiler_is_told_by_its_version(not_loaded: Path) -> None:
+    library.loaded()
     told = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True).stdout
     assert native.compiler() and native.compiler() in told

@@ -70,6 +70,25 @@ def test_the_weights_gradient_is_added() -> None:
     assert torch.equal(total, 1 + d_weight)
 
 
+def test_a_first_tile_without_a_finite_logit() -> None:
+    hidden, weight, targets = torch.full((40, 2), 2e38), torch.zeros(400, 2), torch.full((40,), 399)
+    weight[:200] = -1
+    losses, d_hidden, _ = found(hidden, weight, targets)
+    torch.testing.assert_close(losses, torch.full((40,), 200.0).log())
+    assert d_hidden.isfinite().all()
+
+
+def test_more_threads_than_panels_of_tokens() -> None:
+    parts = case(40, 24, 1000)
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    try:
+        results = found(*parts)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(results, found(*parts), strict=True))
+
+
 @pytest.mark.parametrize("target", [-1, 1000, 2**40])
 def test_a_target_outside_of_the_vocabulary_is_an_error(target: int) -> None:
     hidden, weight, targets = case(50, 24, 1000)
