@@ -94,7 +94,7 @@ def _openmp() -> str:
     """PyTorch's own OpenMP library: threads of a second one would wait for each other with those of the first."""
     lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     mapped = dict.fromkeys(line.split(maxsplit=5)[5] for line in lines if "/libgomp" in line)
-    of_torch = [path for path in mapped if Path(path).is_relative_to(Path(torch.__file__).parents[1])]
+    of_torch = [path for path in mapped if "/torch" in path]  # torch/lib or torch.libs
     if not mapped:
         raise RuntimeError("PyTorch has no libgomp here, whose threads the kernels share.")
     return (of_torch or [*mapped])[0]
