@@ -22,20 +22,20 @@ def multiply(
     *,
     bias: Tensor | None = None,
     activated: Tensor | None = None,
-    before: Tensor | None = None,
+    factor: Tensor | None = None,
     sums: Tensor | None = None,
 ) -> Tensor:
     """left (M, K) @ right (K, N), each contiguous or the transpose of what is.
 
     Args:
         bias: added to each row, (N,).
-        activated: becomes the result's GELU, (M, N).
-        before: the result is multiplied by GELU's derivative there, (M, N).
+        activated: becomes GELU of the result, (M, N), and the result GELU's derivative there.
+        factor: the result is multiplied by it, (M, N).
         sums: become those of the left matrix's rows, (M,); it has to be a transpose.
     """
     (rows, depth), columns, threads = left.shape, right.size(1), torch.get_num_threads()
     result = left.new_empty(rows, columns)
-    vectors = (result, bias, activated, before, sums)
+    vectors = (result, bias, activated, factor, sums)
     assert all(v is None or v.is_contiguous() for v in vectors) and 1 in left.stride() and 1 in right.stride()
     assert sums is None or left.stride(0) == 1
     memory = scratch(call("multiply_scratch", columns, depth, threads))
@@ -69,17 +69,17 @@ class _Perceptron(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
         hidden = x.new_empty(len(x), len(w1))
-        before = multiply(x, w1.T, bias=b1, activated=hidden)
-        ctx.save_for_backward(x, w1, w2, before, hidden)
+        slope = multiply(x, w1.T, bias=b1, activated=hidden)
+        ctx.save_for_backward(x, w1, w2, slope, hidden)
         return multiply(hidden, w2.T, bias=b2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        x, w1, w2, before, hidden = ctx.saved_tensors
+        x, w1, w2, slope, hidden = ctx.saved_tensors
         d_y = d_y.contiguous()
         d_w2, d_b2 = _gradients(d_y, hidden)
-        d_before = multiply(d_y, w2, before=before)
+        d_before = multiply(d_y, w2, factor=slope)
         return multiply(d_before, w1), *_gradients(d_before, x), d_w2, d_b2
 
 

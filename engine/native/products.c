@@ -6,29 +6,30 @@
 
 #include "tiles.h"
 
-enum { CHUNK = 64 };  // rows of a task, at most: all of the packed matrix is read again for each
-
-enum { APART = DEPTH + 16 };
+enum { CHUNK = 128, SUMS = 1 << 17, APART = DEPTH + 16 };  // see most_rows and copy_rows
 
 typedef struct {
     long rows, columns, depth;
     Matrix left, right;   // (rows, depth), (depth, columns)
     float *result;        // (rows, columns)
     const float *bias;    // (columns,), added to each row; or null
-    float *activated;     // (rows, columns): GELU of the result; or null
-    const float *before;  // (rows, columns): what GELU was of; the result is multiplied by its derivative there; or null
+    float *activated;     // (rows, columns): GELU of the result, which becomes GELU's derivative there; or null
+    const float *factor;  // (rows, columns): the result is multiplied by it; or null
     float *sums;          // (rows,): of the left matrix's rows, if its columns lie apart; or null
     float *packed;        // (panels, depth, PANEL)
     long chunk;           // rows of a task
 } Product;
 
+// Of a task: all of the packed matrix is read again for each, and its sums are to stay in the second cache.
+static long most_rows(long columns) { return least(CHUNK, SUMS / (panels_of(columns) * PANEL) / 4 * 4 + 4); }
+
 // As many tasks for each thread, of whole fours of rows.
-static long chunk_of(long rows, long threads) {
-    long tasks = threads * ((rows + threads * CHUNK - 1) / (threads * CHUNK));
+static long chunk_of(long rows, long columns, long threads) {
+    long most = most_rows(columns), tasks = threads * ((rows + threads * most - 1) / (threads * most));
     return ((rows + tasks - 1) / tasks + 3) / 4 * 4;
 }
 
-static long own_floats(long columns) { return CHUNK * (panels_of(columns) * PANEL + APART); }
+static long own_floats(long columns) { return most_rows(columns) * panels_of(columns) * PANEL + CHUNK * APART; }
 
 // The floats of scratch memory that `multiply` needs.
 long multiply_scratch(long columns, long depth, long threads) {
@@ -37,11 +38,6 @@ long multiply_scratch(long columns, long depth, long threads) {
 
 // 1 / (1 + e^-2u), with which GELU is x times that: tanh's form of it, with u = sqrt(2/pi) (x + 0.044715 x^3).
 INLINE float share(float x) { return 1 / (1 + exponential(-1.5957691216f * x * (1 + 0.044715f * x * x))); }
-
-INLINE float slope(float x) {  // GELU's derivative
-    float s = share(x);
-    return s + x * s * (1 - s) * 1.5957691216f * (1 + 0.134145f * x * x);
-}
 
 static void pack_panel(const Product *at, long panel) {
     long begin = panel * PANEL, some = least(PANEL, at->columns - begin);
@@ -71,11 +67,15 @@ static void end_row(const Product *at, long row, const float *sums) {
     for (long j = 0; j < at->columns; j++) to[j] = sums[j] + (at->bias ? at->bias[j] : 0);
     if (at->activated) {
         float *activated = at->activated + row * at->columns;
-        for (long j = 0; j < at->columns; j++) activated[j] = to[j] * share(to[j]);
+        for (long j = 0; j < at->columns; j++) {
+            float x = to[j], s = share(x);
+            activated[j] = x * s;
+            to[j] = s + x * s * (1 - s) * 1.5957691216f * (1 + 0.134145f * x * x);
+        }
     }
-    if (at->before) {
-        const float *before = at->before + row * at->columns;
-        for (long j = 0; j < at->columns; j++) to[j] *= slope(before[j]);
+    if (at->factor) {
+        const float *factor = at->factor + row * at->columns;
+        for (long j = 0; j < at->columns; j++) to[j] *= factor[j];
     }
 }
 
@@ -86,7 +86,7 @@ static void multiply_chunk(const Product *at, long first, float *own) {
         long depth = least(DEPTH, at->depth - k);
         Matrix left = at->left;
         left.at += first * left.row + k * left.column;
-        float *copy = own + CHUNK * wide;
+        float *copy = own + most_rows(at->columns) * wide;
         int apart = left.row == 1;
         if (apart)
             turn_rows(left, rows, depth, copy, totals);
@@ -107,9 +107,9 @@ static void multiply_chunk(const Product *at, long first, float *own) {
 // result = left @ right, and what `Product` tells. Of each matrix, either rows or columns lie one after the other.
 void multiply(long rows, long columns, long depth, const float *left, long left_row, long left_column,
               const float *right, long right_row, long right_column, float *result, const float *bias,
-              float *activated, const float *before, float *sums, float *scratch, long threads) {
+              float *activated, const float *factor, float *sums, float *scratch, long threads) {
     Product at = {rows, columns, depth, {left, left_row, left_column, 0}, {right, right_row, right_column, 0},
-                  result, bias, activated, before, sums, scratch, chunk_of(rows, threads)};
+                  result, bias, activated, factor, sums, scratch, chunk_of(rows, columns, threads)};
     float *of_threads = scratch + panels_of(columns) * depth * PANEL;
 #pragma omp parallel num_threads(threads)
     {

@@ -13,6 +13,7 @@ import torch
 
 from engine import native
 from engine.native import library
+from engine.paths import PROJECT
 
 CPU = torch.device("cpu")
 
@@ -31,12 +32,16 @@ def test_it_is_compiled_once_and_leaves_no_file(not_loaded: Path) -> None:
     assert [*not_loaded.iterdir()] == []
 
 
-def test_threads_are_those_of_pytorch(not_loaded: Path) -> None:
+def test_threads_are_those_of_pytorch() -> None:
     """One library of OpenMP in a process, else two pools of threads look on for each other's cores."""
-    library.loaded()
-    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    mapped = {line.split(maxsplit=5)[5] for line in lines if "omp" in line.rpartition("/")[2]}
-    assert mapped == {library._openmp()}
+    code = (
+        "import torch; from engine.native import library as own; own.loaded(); print(own._openmp())\n"
+        "names = (line.split(maxsplit=5)[-1].strip() for line in open('/proc/self/maps'))\n"
+        "print(*{n for n in names if n.rpartition('/')[2].startswith(('libgomp', 'libomp', 'libiomp'))}, sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=100)
+    linked, *mapped = done.stdout.splitlines()
+    assert mapped == [linked], done.stderr
 
 
 def test_no_compiler(not_loaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
