@@ -32,7 +32,9 @@ def why_not(device: torch.device) -> str:
         return "they are made for Linux on x86-64 with AVX2."
     try:
         loaded()
-    except Exception as error:  # no GCC, or one that fails, be it for want of memory: this process has its own
+    except RuntimeError as error:  # no GCC, or one that fails, be it for want of memory: this process has its own
+        return str(error)[:200]
+    except Exception as error:
         return first_line(error)
 
     def beside_pytorch() -> trial.Pairs:

@@ -46,7 +46,8 @@ def loaded() -> ctypes.CDLL:
     """The library, compiled when it is asked for the first time.
 
     Raises:
-        RuntimeError, OSError, subprocess.TimeoutExpired: it cannot be compiled or loaded here.
+        RuntimeError: it cannot be compiled here, in a sentence of ours or GCC's.
+        OSError, subprocess.TimeoutExpired: it cannot be loaded, or GCC not run.
     """
     with _lock:
         if not _loaded:
@@ -58,7 +59,7 @@ def _load() -> ctypes.CDLL:
     global _version
     gcc = shutil.which("gcc")
     if gcc is None:
-        raise RuntimeError("there is no C compiler (gcc) on this machine.")
+        raise RuntimeError("there is no GCC on this machine. Install it (on Debian and Ubuntu: apt-get install gcc).")
     with tempfile.TemporaryDirectory(prefix="lab-native-") as folder:
         parts = [(str(path), f"{folder}/{path.stem}.o") for path in sorted(FOLDER.glob("*.c"))]
         target, objects = f"{folder}/native.so", [part for _, part in parts]
