@@ -107,7 +107,7 @@ static void forward_panel(const Attention *at, const Head *head, long first, flo
     }
 }
 
-// (T, size) in panels of columns, added up over panels of queries, to rows `apart`.
+// What was added up, (T, wide), to (T, size) of rows `apart`.
 static void write_rows(const float *sums, long wide, long length, long size, float *to, long apart) {
     for (long t = 0; t < length; t++) memcpy(to + t * apart, sums + t * wide, size * sizeof(float));
 }

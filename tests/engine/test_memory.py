@@ -90,10 +90,11 @@ def test_a_run_comes_on_top_of_what_its_process_holds() -> None:
 @pytest.mark.parametrize("held_back", [False, True])
 def test_the_estimate_of_a_cpu_is_near_what_was_measured(held_back: bool) -> None:
     rows = [row for row in CPU["rows"] if row["held_back"] is held_back]
-    assert len(rows) >= 12
-    found = cpu_errors(rows)
-    assert statistics.median(map(abs, found)) <= 0.05
-    assert min(found) >= -0.15 and max(found) <= 0.2  # two runs of the same settings differ by up to 0.06
+    for compile, too_much in (("off", 0.15), ("on", 0.2)):  # by PyTorch, and by the lab's own kernels, which hold less
+        found = cpu_errors(row for row in rows if row["compile"] == compile)
+        assert len(found) >= 12
+        assert statistics.median(map(abs, found)) <= 0.05
+        assert min(found) >= -0.15 and max(found) <= too_much  # two runs of the same settings differ by up to 0.06
 
 
 def test_the_logits_are_those_of_the_blocks_that_the_loss_takes(monkeypatch: pytest.MonkeyPatch) -> None:

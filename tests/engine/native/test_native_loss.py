@@ -23,6 +23,13 @@ def found(hidden: Tensor, weight: Tensor, targets: Tensor) -> list[Tensor]:
     return results
 
 
+def exactly(hidden: Tensor, weight: Tensor, targets: Tensor) -> list[Tensor]:
+    """The same by PyTorch in float64."""
+    exact = [hidden.double().requires_grad_(), weight.double().requires_grad_()]
+    losses = F.cross_entropy(exact[0] @ exact[1].T, targets, reduction="none")
+    return [losses.detach(), *torch.autograd.grad(losses.sum(), exact)]
+
+
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1), (33, 160, 50257), (70, 200, 3000), (512, 24, 1000), (95, 401, 145), (5, 8, 144)]
@@ -30,10 +37,7 @@ def found(hidden: Tensor, weight: Tensor, targets: Tensor) -> list[Tensor]:
 def test_losses_and_gradients(shape: tuple[int, int, int], scale: float) -> None:
     """Of several tiles of the vocabulary and panels of tokens, and of parts of them."""
     hidden, weight, targets = case(*shape, scale=scale)
-    exact = [hidden.double().requires_grad_(), weight.double().requires_grad_()]
-    losses = F.cross_entropy(exact[0] @ exact[1].T, targets, reduction="none")
-    wanted = [losses.detach(), *torch.autograd.grad(losses.sum(), exact)]
-    for ours, theirs in zip(found(hidden, weight, targets), wanted, strict=True):
+    for ours, theirs in zip(found(hidden, weight, targets), exactly(hidden, weight, targets), strict=True):
         assert (ours - theirs).norm() <= 3e-6 * max(1.0, scale) * max(1.0, theirs.norm().item())
 
 
@@ -41,10 +45,7 @@ def test_logits_that_grow_along_the_vocabulary() -> None:
     """Each tile has larger ones than those before, so all that was summed up shrinks again and again."""
     hidden, weight, targets = case(40, 16, 2000)
     weight += torch.arange(2000)[:, None] / 100 * hidden.mean(0).sign()
-    exact = [hidden.double().requires_grad_(), weight.double().requires_grad_()]
-    losses = F.cross_entropy(exact[0] @ exact[1].T, targets, reduction="none")
-    wanted = [losses.detach(), *torch.autograd.grad(losses.sum(), exact)]
-    for ours, theirs in zip(found(hidden, weight, targets), wanted, strict=True):
+    for ours, theirs in zip(found(hidden, weight, targets), exactly(hidden, weight, targets), strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)
 
 
